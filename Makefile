@@ -1,0 +1,31 @@
+# make demo: the whole RIL loop on the tiny world.  make test: all tests.  Both work on a fresh machine with Python >= 3.10.
+PYTHON ?= python3
+RUN = OMP_NUM_THREADS=2 .venv/bin/python
+
+.PHONY: demo test teachers bench lint clean
+
+demo: .venv/ready
+	$(RUN) train.py --run demo
+
+test: .venv/ready
+	$(RUN) -m pytest -q --durations=5
+
+teachers: .venv/ready  # trains the tiny teacher and rebuilds its committed responses from nothing (8 minutes, one core)
+	$(RUN) train.py --stage build-teachers --run build-teachers --sft-steps 2700 --threads 1
+
+bench: .venv/ready
+	$(RUN) bench.py
+
+lint: .venv/ready
+	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+.venv/ready: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: $(PYTHON) is older than 3.10; make PYTHON=python3.11 demo" >&2; exit 2; }
+	@echo "installing into .venv (once, about a minute)"
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q -r requirements-dev.txt
+	@touch .venv/ready
+
+clean:
+	rm -rf .venv runs __pycache__ .pytest_cache .ruff_cache

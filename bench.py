@@ -1,0 +1,153 @@
+"""Speed beside the peers: rollout against stock `generate`, update against separate rows, the whole step in seconds.
+
+    python bench.py                         # the tiny student, one thread, ratios from one run (medians of --repeats)
+    python bench.py --group-size 16         # more responses per question
+    python bench.py --out results/bench.json
+
+The peers do the same work on the same weights: stock `generate(num_return_sequences=G)` with sdpa attention samples the same
+number of tokens (every row decodes --response-tokens), and stock forward and backward over 2G right-padded rows a question
+stands for an update without packing. Absolute times mean little on a shared CPU; ratios of one run do.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from data import run_command, world_questions
+from discriminator import Discriminator, discriminator_loss
+from grpo import advantages, policy_loss
+from model import load, pack
+from rollout import Response, rollout
+
+
+def median_seconds(work: dict, repeats: int) -> dict[str, float]:
+    """Median seconds of each job; the jobs take turns, so that a change of the machine's speed meets all of them."""
+    times = {name: [] for name in work}
+    for i in range(repeats + 1):
+        for name, job in work.items():
+            begin = time.perf_counter()
+            job()
+            if i:  # the first round warms up
+                times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def separate_batch(student, prompts: list, groups: list[list[list[int]]]) -> dict:
+    """What a trainer without packing feeds: one right-padded row per response, its own copy of picture and question."""
+    rows = [(p, r) for p, rs in zip(prompts, groups, strict=True) for r in rs]
+    width = max(len(p.ids) + len(r) for p, r in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    attend, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for i, (p, r) in enumerate(rows):
+        ids[i, : len(p.ids) + len(r)] = torch.cat([p.ids, torch.tensor(r)])
+        attend[i, : len(p.ids) + len(r)] = 1
+        labels[i, len(p.ids) : len(p.ids) + len(r)] = torch.tensor(r)
+    pixels = {k: torch.cat([p.pixels[k] for p, _ in rows]) for k in prompts[0].pixels}
+    kinds = (ids == student.base.config.image_token_id).int()
+    return dict(input_ids=ids, attention_mask=attend, labels=labels, mm_token_type_ids=kinds, **pixels)
+
+
+def main() -> None:
+    """The command line; prints key: value lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", default="tiny-qwen", help="a name or a folder")
+    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--group-size", type=int, default=8, help="G: student responses; as many teacher responses")
+    parser.add_argument("--response-tokens", type=int, default=14, help="tokens per response, the end token included")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", default="", help="write the numbers to this file too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    Q, G, T = args.questions, args.group_size, args.response_tokens
+    student = load(args.student)
+    student.ends = [-1]  # nobody stops early: both sides write T tokens for every response
+    D = Discriminator(student)
+    questions = world_questions("train", Q)
+    prompts, names = [student.encode_question(q) for q in questions], [q.id for q in questions]
+    generator = torch.Generator().manual_seed(0)
+    word = len(student.tokenizer) - 60
+    groups = [torch.randint(word, word + 60, (2 * G, T), generator=generator).tolist() for _ in range(Q)]
+    advantage = advantages(torch.randint(0, 3, (Q, 2 * G), generator=generator).float())
+    is_student = (torch.arange(2 * G) < G).repeat(Q)
+    stock = student.hf
+    each = [dict(p.pixels, input_ids=p.ids[None], attention_mask=torch.ones_like(p.ids)[None]) for p in prompts]
+    for x in each:
+        x["mm_token_type_ids"] = (x["input_ids"] == student.base.config.image_token_id).int()
+    same_length = len({len(p.ids) for p in prompts}) == 1
+    width = max(len(p.ids) for p in prompts)
+    left = dict(  # stock generate takes the questions as one left-padded batch
+        input_ids=torch.stack([torch.cat([torch.zeros(width - len(p.ids), dtype=torch.long), p.ids]) for p in prompts]),
+        attention_mask=torch.stack([(torch.arange(width) >= width - len(p.ids)).long() for p in prompts]),
+        **{k: torch.cat([p.pixels[k] for p in prompts]) for k in prompts[0].pixels},
+    )
+    left["mm_token_type_ids"] = (left["input_ids"] == student.base.config.image_token_id).int()
+    del same_length, each
+    how = dict(do_sample=True, top_k=0, top_p=1.0, temperature=1.0, suppress_tokens=student.banned_ids)
+    how |= dict(num_return_sequences=G, min_new_tokens=T, max_new_tokens=T, eos_token_id=None, pad_token_id=0)
+
+    def forget():
+        for p in prompts:
+            p.patches = None  # every measurement encodes its pictures anew
+
+    def own_rollout():
+        forget()
+        return rollout(student, prompts, names, G, T)
+
+    def packed_update():
+        forget()
+        student.freeze_vision().train()
+        batch = pack(student.see(prompts), groups)
+        logp = student(batch)
+        old = logp.detach()
+        loss = policy_loss(logp, old, old, advantage.flatten(), batch.mask, responses=Q * 2 * G, max_length=T)
+        loss.backward()
+        student.zero_grad()
+
+    def separate_update():
+        stock.train()
+        student.freeze_vision()
+        stock(**separate_batch(student, prompts, groups)).loss.backward()
+        stock.zero_grad()
+
+    def d_update():
+        texts = [[student.text(r) for r in g] for g in groups]
+        discriminator_loss(D(D.pack(texts)), is_student, Q * G, Q * G).backward()
+        D.zero_grad()
+
+    def whole_step():
+        fresh = own_rollout()
+        assert isinstance(fresh[0][0], Response)
+        d_update()
+        with torch.no_grad():
+            student(pack(prompts, groups))  # the reference
+        packed_update()
+
+    def stock_rollout():
+        stock.eval()
+        stock.generate(**left, **how)
+
+    jobs = dict(own_rollout=own_rollout, stock_rollout=stock_rollout)
+    jobs |= dict(packed_update=packed_update, separate_update=separate_update, whole_step=whole_step)
+    seconds = median_seconds(jobs, args.repeats)
+    result = {
+        "machine": f"{platform.machine()}, {args.threads} thread(s), torch {torch.__version__}",
+        "setting": f"{args.student}, {Q} questions, G {G} + {G}, {T} tokens a response, prompts of {width} tokens",
+        **{f"{name}_seconds": round(s, 4) for name, s in seconds.items()},
+        "rollout_speedup": round(seconds["stock_rollout"] / seconds["own_rollout"], 2),
+        "update_speedup": round(seconds["separate_update"] / seconds["packed_update"], 2),
+        "rollout_tokens_per_second": round(Q * G * T / seconds["own_rollout"]),
+    }
+    for key, value in result.items():
+        print(f"{key}: {value}")
+    if args.out:
+        Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,333 @@
+"""Questions: what the student is asked, where it comes from, and in which order it comes.
+
+A question is a text, the pictures it is about, and the answer that a judge compares with. It comes from
+
+    your JSONL file     {"id": "q1", "image": "pictures/1.png", "question": "How many cups?", "answer": "3"}   (one line
+    each) the tiny world      3 x 3 pictures of coloured shapes, drawn here; two-hop questions make look-then-answer
+    useful
+
+Left out on purpose: video, audio, downloading. This file knows no torch: pictures are PIL images, the rest is plain
+Python.
+
+    python data.py            # prints some questions of the tiny world with three ways of answering them
+"""
+
+import hashlib
+import json
+import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """A mistake in what the user gave us. The message is one line that names the thing and the fix; the exit code is
+    2.
+    """
+
+
+def run_command(main) -> None:
+    """Run a command line's main(); a UserError becomes one line on standard error and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question: `images` holds PIL pictures or paths; `meta` holds what only the tiny world knows (kind,
+    replies).
+    """
+
+    id: str
+    images: tuple
+    text: str
+    answer: str
+    meta: dict = field(default_factory=dict, hash=False, compare=False)
+
+    def pictures(self) -> list[Image.Image]:
+        """The pictures as RGB. Raises UserError with the question's id when one cannot be read."""
+        return [open_picture(x, self.id) if isinstance(x, str | Path) else x for x in self.images]
+
+
+# ------------------------------------------------------------------------------------------------ seeds and order
+def seed_of(*parts) -> int:
+    """A 64-bit seed from anything printable, e.g. seed_of(seed, step, question.id, "rollout").
+
+    Every random draw of a run takes its seed from what it is for, never from the rank or from a generator's history. So
+    the draw does not change with the number of GPUs, and a resumed run needs no saved generator state.
+    """
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
+
+
+def questions_at(questions: list[Question], step: int, count: int, seed: int) -> list[Question]:
+    """The `count` questions of one step: the list is shuffled anew each epoch and read on without a gap.
+
+    Example: 5 questions, count 2: steps 0, 1 and half of 2 read epoch 0, then epoch 1 begins. Never repeats inside an
+    epoch, and needs nothing but the step to be resumed.
+    """
+    out = []
+    for k in range(step * count, (step + 1) * count):
+        epoch, place = divmod(k, len(questions))
+        out.append(questions[np.random.default_rng(seed_of(seed, "order", epoch)).permutation(len(questions))[place]])
+    return out
+
+
+# ------------------------------------------------------------------------------------------------ your own questions
+def open_picture(path: str | Path, who: str) -> Image.Image:
+    """Read one picture completely, as RGB. Raises UserError naming `who` (a question, or file:line) and the file."""
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as a picture ({error})"
+        raise UserError(f"{who}: {path}: {reason}; repair or remove it") from None
+
+
+def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[tuple[str, dict]]:
+    """[(where, object)] of a JSON-lines file; `where` is "file:line". Raises UserError for torn lines and missing
+    fields.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; give a JSONL file with one question a line (README, 'Your own questions')"
+        )
+    rows = []
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); one object a line") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{where}: not a JSON object; one object a line")
+            for name in required:
+                if name not in row:
+                    raise UserError(f"{where}: field {name!r} is missing; needed are {', '.join(required)}")
+            rows.append((where, row))
+    if not rows:
+        raise UserError(f"{path}: the file is empty; one JSON object a line is needed")
+    return rows
+
+
+def load_questions(path: str | Path) -> list[Question]:
+    """Questions of a JSONL file: id, question, answer, and "image" or "images" (paths relative to the file; may be
+    absent).
+
+    Everything is checked before anything runs: each picture is decoded once. Raises UserError that names file and line.
+    """
+    path, questions, seen = Path(path), [], {}
+    pictures = []
+    for where, row in read_jsonl(path, ("id", "question", "answer")):
+        for name in ("id", "question", "answer"):
+            if isinstance(row[name], int | float) and not isinstance(row[name], bool):
+                row[name] = str(row[name])
+            if not isinstance(row[name], str) or not row[name].strip():
+                raise UserError(f"{where}: field {name!r} is empty or not text; give it a text")
+        if row["id"] in seen:
+            raise UserError(f"{where}: id {row['id']!r} stands already at {seen[row['id']]}; ids must differ")
+        seen[row["id"]] = where
+        names = row.get("images", row.get("image", []))
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+            raise UserError(f"{where}: 'image' must be a path, 'images' a list of paths")
+        paths = tuple(str(path.parent / n) for n in names)
+        pictures += [(p, where) for p in paths]
+        questions.append(Question(row["id"], paths, row["question"].strip(), row["answer"].strip()))
+    with ThreadPoolExecutor(8) as pool:
+        for _ in tqdm(pool.map(lambda x: open_picture(*x), pictures), total=len(pictures), desc="pictures", delay=2):
+            pass
+    return questions
+
+
+def split_questions(questions: list[Question]) -> dict[str, list[Question]]:
+    """{"train", "valid", "test"}: 80 / 10 / 10 % of the pictures (of the questions where there is none), by a hash.
+
+    Questions about one picture stay together, so the held-out questions are about held-out pictures. Raises UserError below
+    three different pictures.
+    """
+    key = {q.id: str(q.images[0]) if q.images else q.id for q in questions}
+    order = sorted(set(key.values()), key=lambda k: seed_of("split", Path(k).name))
+    if len(order) < 3:
+        raise UserError(f"{len(order)} different pictures are too few: one each is needed to train, validate and test")
+    held = max(1, len(order) // 10)
+    part = {k: "valid" if i < held else "test" if i < 2 * held else "train" for i, k in enumerate(order)}
+    return {name: [q for q in questions if part[key[q.id]] == name] for name in ("train", "valid", "test")}
+
+
+# ------------------------------------------------------------------------------------------------ the tiny world
+COLORS = {"red": (220, 50, 47), "green": (60, 170, 70), "blue": (50, 90, 220), "yellow": (235, 200, 40)}
+SHAPES = {"circle": "circles", "square": "squares", "triangle": "triangles"}
+PLACES = [f"{row} {column}" for row in ("top", "center", "bottom") for column in ("left", "middle", "right")]
+STEPS = {"right": (0, 1), "left": (0, -1), "above": (-1, 0), "below": (1, 0)}  # (row, column); "X is right of Y"
+CELL = 14  # pixels: 7-pixel patches merged 2 x 2 make one image token per cell, nine for a picture
+KINDS = ("count", "read", "hop-color", "hop-shape")
+WORDS = sorted(  # every word that the world (and the templates below) can say
+    set(
+        " ".join([*COLORS, *SHAPES, *SHAPES.values(), *PLACES, *STEPS]).split()
+        + "how many things what color shape is at of then i see nothing none the answer look final describe".split()
+        + "user assistant system a response in tags was written by teacher or student".split()
+        + list("0123456789?.:;,")
+    )
+)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One shape on the board: `place` 0..8 in reading order."""
+
+    place: int
+    color: str
+    shape: str
+
+    def __str__(self):
+        return f"{self.color} {self.shape}"
+
+
+def draw_scene(rng: random.Random) -> list[Thing]:
+    """A 3 x 3 board; each cell is empty with probability 0.45."""
+    return [Thing(i, rng.choice(list(COLORS)), rng.choice(list(SHAPES))) for i in range(9) if rng.random() >= 0.45]
+
+
+def scene_split(scene: list[Thing]) -> str:
+    """train, valid or test, by what is on the board: no board is in two splits, whatever the seeds."""
+    place = seed_of("board", [(t.place, t.color, t.shape) for t in scene]) % 10
+    return "valid" if place == 8 else "test" if place == 9 else "train"
+
+
+def paint(scene: list[Thing], rng: random.Random, cell: int = CELL) -> Image.Image:
+    """The board as a picture of 3 x 3 cells of `cell` pixels, with jittered place, size and colour of each shape.
+
+    The background is a colour gradient in x and y: a small model with relative positions learns "top left" from it
+    soon.
+    """
+    side = 3 * cell
+    ramp = np.linspace(0, 180, side).astype(np.uint8)
+    board = np.full((side, side, 3), 15, np.uint8)
+    board[..., 0], board[..., 2] = ramp[None, :], ramp[:, None]
+    picture = Image.fromarray(board)
+    pen = ImageDraw.Draw(picture)
+    for thing in scene:
+        row, column = divmod(thing.place, 3)
+        size = rng.randint(10, 12) * cell // 14
+        x, y = column * cell + rng.randint(0, cell - size - 1), row * cell + rng.randint(0, cell - size - 1)
+        color = tuple(max(0, min(255, v + rng.randint(-25, 25))) for v in COLORS[thing.color])
+        if thing.shape == "circle":
+            pen.ellipse([x, y, x + size, y + size], fill=color)
+        elif thing.shape == "square":
+            pen.rectangle([x, y, x + size, y + size], fill=color)
+        else:
+            pen.polygon([(x + size // 2, y), (x, y + size), (x + size, y + size)], fill=color)
+    return picture
+
+
+def located(things: list[Thing]) -> str:
+    """'top left red circle center middle blue square'."""
+    return " ".join(f"{PLACES[t.place]} {t}" for t in things)
+
+
+def ask(scene: list[Thing], rng: random.Random, kind: str | None = None) -> dict:
+    """One question about a board: {kind, text, answer, replies: {terse, a, b}}; `a` and `b` look first, each in its
+    voice.
+
+    hop-color and hop-shape take two steps (find the anchor, then its neighbour): where no such pair is on the board,
+    the question becomes `read`, on an empty board `count`.
+    """
+    kind = kind or rng.choice(KINDS)
+    at = {t.place: t for t in scene}
+    if kind.startswith("hop"):
+        pairs = []
+        for anchor in scene:
+            if sum(str(t) == str(anchor) for t in scene) != 1:
+                continue
+            row, column = divmod(anchor.place, 3)
+            for name, (down, right) in STEPS.items():
+                if 0 <= row + down < 3 and 0 <= column + right < 3 and (row + down) * 3 + column + right in at:
+                    pairs.append((anchor, name, at[(row + down) * 3 + column + right]))
+        if not pairs:
+            return ask(scene, rng, "read" if scene else "count")
+        anchor, name, found = rng.choice(pairs)
+        what = kind.removeprefix("hop-")
+        text, answer = f"what {what} is {name} of {anchor}?", getattr(found, what)
+        look_a = f"{anchor} {PLACES[anchor.place]} then {PLACES[found.place]} {found}"
+        look_b = f"{PLACES[anchor.place]} {anchor}; {name} {PLACES[found.place]} {found}"
+    elif kind == "count":
+        by_color = rng.random() < 0.5
+        key = rng.choice(list(COLORS if by_color else SHAPES))
+        found = [t for t in scene if key in (t.color, t.shape)]
+        text, answer = f"how many {key} things?" if by_color else f"how many {SHAPES[key]}?", str(len(found))
+        look_a, look_b = " ".join(map(str, found)) or "nothing", located(found) or "none"
+    else:
+        what = rng.choice(["color", "shape"])
+        place = rng.choice(scene).place if scene and rng.random() < 0.85 else rng.randrange(9)
+        found = [at[place]] if place in at else []
+        text, answer = f"what {what} is at {PLACES[place]}?", getattr(at[place], what) if found else "nothing"
+        look_a, look_b = located(found) or "nothing", located(found) or "none"
+    replies = {
+        "terse": answer,
+        "a": f"i see {look_a}. the answer is {answer}",
+        "b": f"look: {look_b}; final {answer}",
+    }
+    return {"kind": kind, "text": text, "answer": answer, "replies": replies}
+
+
+def world_questions(split: str, count: int, seed: int = 0, cell: int = CELL, per_picture: int = 1) -> list[Question]:
+    """`count` questions of one split of the tiny world, always the same for the same arguments."""
+    rng, out = random.Random(seed_of("world", split, seed)), []
+    while len(out) < count:
+        scene = draw_scene(rng)
+        if scene_split(scene) != split:
+            continue
+        picture = paint(scene, rng, cell)
+        for _ in range(min(per_picture, count - len(out))):
+            q = ask(scene, rng)
+            meta = {"kind": q["kind"], "replies": q["replies"]}
+            out.append(Question(f"{split}-{seed}-{len(out):05d}", (picture,), q["text"], q["answer"], meta))
+    return out
+
+
+def world_lessons(step: int, seed: int, pictures: int, per_picture: int, voice: str = "") -> list[tuple]:
+    """One warm-start batch: [(picture, [(question text, reply), ...])] on training boards.
+
+    A fifth asks to describe the board, which teaches to see. Of the rest `voice` "" (the student) has three quarters "look"
+    questions, answered in voice a or b, and one quarter plain questions, of which 88 % are answered tersely. So the student
+    can look before it answers, and by default does so in about one answer of ten: what RIL can bring out. A teacher is
+    trained with voice "a" or "b": plain questions, always looking.
+    """
+    rng, out = random.Random(seed_of("lessons", seed, step)), []
+    while len(out) < pictures:
+        scene = draw_scene(rng)
+        if scene_split(scene) != "train":
+            continue
+        rows = []
+        for _ in range(per_picture):
+            q, dice = ask(scene, rng), rng.random()
+            spoken = q["replies"][rng.choice("ab")]
+            if dice < 0.2:
+                rows.append(("describe", located(scene) or "nothing"))
+            elif voice:
+                rows.append((q["text"], q["replies"][voice]))
+            elif dice < 0.8:
+                rows.append((f"look {q['text']}", spoken))
+            else:
+                rows.append((q["text"], q["answer"] if rng.random() < 0.88 else spoken))
+        out.append((paint(scene, rng), rows))
+    return out
+
+
+if __name__ == "__main__":
+    for q in world_questions("train", 6):
+        print(f"{q.id}  {q.meta['kind']:9s}  {q.text}")
+        for voice, reply in q.meta["replies"].items():
+            print(f"    {voice:5s} {reply}")

@@ -1,0 +1,118 @@
+"""The objective: rewards of a group -> advantages -> clipped surrogate and KL. Pure tensor mathematics, no model, no
+files.
+
+Read it beside the paper (arXiv 2510.19307, section 3; Dr.GRPO: arXiv 2503.20783). Letters, here and everywhere:
+
+    Q  questions of the step          N  responses of one question: its group (G of the student + G of the teachers =
+    2G) R  responses of the pass (Q * N)  L  longest response of the pass, in tokens; shorter ones are masked
+
+The loss of a step is a sum over its tokens divided by constants of the step, never by a count of what happens to lie in
+the micro-batch at hand. So it does not change with the micro-batch or the number of GPUs: losses of parts add up.
+"""
+
+import torch
+
+
+def rewards(similarity: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    """R = r_sim + r_ans (paper, section 3.2): both (Q, N), binary -> values in {0, 1, 2}."""
+    return similarity + answer
+
+
+def advantages(reward: torch.Tensor, normalise_std: bool = False) -> torch.Tensor:
+    """A_i = R_i - mean over the group: (Q, N) -> (Q, N). The group is ALL responses of the question, teachers included.
+
+    Dr.GRPO (the paper's choice) stops there; GRPO divides by the group's standard deviation (`normalise_std`).
+
+    Example: rewards [0, 1, 2, 1] -> [-1, 0, 1, 0]; four equal rewards -> four zeros (a dead group: nothing to learn).
+    """
+    centred = reward - reward.mean(dim=1, keepdim=True)
+    if normalise_std:
+        centred = centred / (reward.std(dim=1, keepdim=True) + 1e-4)
+    return centred
+
+
+def surrogate(logp: torch.Tensor, logp_old: torch.Tensor, advantage: torch.Tensor, eps: float) -> torch.Tensor:
+    """min(rho A, clip(rho, 1 - eps, 1 + eps) A) per token (paper, Eq. 2): (R, L), (R, L), (R,) -> (R, L), to be
+    maximised.
+
+    rho = pi_theta / pi_old, the same for student and teacher responses: the denominator is the student's own old
+    policy. On the first of the mu updates rho is 1 and the gradient is A grad log pi.
+    """
+    rho = torch.exp(logp - logp_old)
+    a = advantage[:, None]
+    return torch.minimum(rho * a, torch.clamp(rho, 1 - eps, 1 + eps) * a)
+
+
+def kl(logp: torch.Tensor, logp_ref: torch.Tensor, kind: str = "k3") -> torch.Tensor:
+    """A penalty per token that keeps the policy near the reference: (R, L), (R, L) -> (R, L), at least 0.
+
+    Used as a LOSS on samples of the policy, what counts is its gradient, not its value:
+        k3 = exp(ref - new) - (ref - new) - 1    mean gradient = that of KL(ref || policy)
+        k2 = (new - ref)^2 / 2                   mean gradient = that of KL(policy || ref), the paper's direction
+    (k1 = new - ref would have a mean gradient of zero.) On teacher text neither is a KL, only a token-wise pull.
+    """
+    if kind == "k3":
+        delta = logp_ref - logp
+        return torch.exp(delta) - delta - 1
+    if kind == "k2":
+        return 0.5 * (logp - logp_ref) ** 2
+    raise ValueError(f"unknown KL estimator {kind!r}: k3 or k2")
+
+
+def policy_loss(
+    logp: torch.Tensor,
+    logp_old: torch.Tensor,
+    logp_ref: torch.Tensor | None,
+    advantage: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    responses: int,
+    max_length: int,
+    eps: float = 0.2,
+    beta: float = 0.01,
+    kl_kind: str = "k3",
+    length_mean: bool = False,
+) -> torch.Tensor:
+    """The loss of some responses of a step, a scalar to be minimised; the losses of all parts of the step add up (Eq.
+    2).
+
+    logp, logp_old, logp_ref, mask: (R, L); advantage: (R,). `responses` is the number of responses of the WHOLE step,
+    over all micro-batches and ranks: the mean over questions of 1/2G sum_i. Token terms are summed and divided by the
+    constant `max_length` (Dr.GRPO: no 1/|o_i|, which would favour long wrong answers); `length_mean` divides by each
+    response's own length instead (GRPO). `mask` is 1 on response tokens, the end token of a finished response included.
+    """
+    terms = surrogate(logp, logp_old, advantage, eps)
+    if beta:
+        terms = terms - beta * kl(logp, logp_ref, kl_kind)
+    length = mask.sum(dim=1, keepdim=True).clamp(min=1) if length_mean else max_length
+    return -(terms * mask / length).sum() / responses
+
+
+def sft_loss(logp: torch.Tensor, mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Mean negative log-likelihood: (R, L), (R, L) -> scalar. `tokens` counts the target tokens of the whole step."""
+    return -(logp * mask).sum() / tokens
+
+
+def surrogate_metrics(logp: torch.Tensor, logp_old: torch.Tensor, mask: torch.Tensor, eps: float) -> dict[str, float]:
+    """How far this update is from the sampling policy: mean ratio, and the share of tokens whose ratio is clipped."""
+    rho = torch.exp(logp - logp_old)[mask]
+    return {"ratio": rho.mean().item(), "clipped": ((rho - 1).abs() > eps).float().mean().item()}
+
+
+def group_metrics(reward: torch.Tensor, similarity: torch.Tensor, answer: torch.Tensor, teacher: torch.Tensor) -> dict:
+    """What the rewards of a step look like; all (Q, N), `teacher` marks the teachers' responses. Defined in the
+    README.
+    """
+
+    def mean(x, where):
+        return x[where].mean().item() if where.any() else 0.0
+
+    dead = (reward == reward[:, :1]).all(dim=1)
+    return {
+        "reward": mean(reward, ~teacher),
+        "similarity": mean(similarity, ~teacher),
+        "answer": mean(answer, ~teacher),
+        "teacher_similarity": mean(similarity, teacher),
+        "teacher_answer": mean(answer, teacher),
+        "dead_groups": dead.float().mean().item(),
+    }

@@ -1,0 +1,248 @@
+"""Sampling responses: prefill each prompt once, copy its keys and values to G rows, decode all rows together.
+
+What stock `generate(num_return_sequences=G)` does G times (the prompt's prefill) is done once here; finished rows leave
+the batch; keys and values lie in one fixed block per layer instead of being concatenated at every token. The greedy
+text is that of stock `generate`, token for token (tested).
+
+Every response draws from its own uniform numbers, made from (seed, step, question, response) before decoding starts:
+the text does not depend on which other rows share the batch, on the number of GPUs, or on how often a run was resumed.
+
+Left out on purpose: paging, scheduling, speculative decoding (lengths are bounded and known).
+"""
+
+import contextlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import DynamicCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from data import seed_of
+from model import VLM, Prompt, language_positions, pack, trunk
+
+
+@dataclass
+class Response:
+    """One response to one question. `question` and `index` travel with it through judge and reward, and come back
+    paired.
+
+    source is "student" or a teacher's name; ids end with the end token when `finished`; logps are the sampler's own.
+    """
+
+    question: str
+    index: int
+    source: str
+    ids: list[int]
+    text: str
+    finished: bool = True
+    logps: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. The default is the pure policy: what is sampled is what is scored."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    greedy: bool = False
+
+
+PURE, GREEDY = Sampling(), Sampling(greedy=True)
+PAPER = Sampling(temperature=1.0, top_k=50, top_p=0.95, repetition_penalty=1.05)  # the paper's setting
+
+
+def uniforms(count: int, length: int, *purpose) -> np.ndarray:
+    """(count, length) uniform numbers in [0, 1): row i depends on (purpose, i) alone, token t on its place alone."""
+    return np.stack([np.random.default_rng(seed_of(*purpose, i)).random(length) for i in range(count)])
+
+
+def draw(logits, u, how: Sampling, seen=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token per row: logits (n, V) fp32, u (n,) fp64 -> tokens (n,), their log-probs under the sampled distribution
+    (n,).
+
+    Inverse sampling: the first token at which the cumulated probability passes u. `seen` (n, V) marks the tokens of
+    prompt and response so far, for the repetition penalty.
+    """
+    if seen is not None and how.repetition_penalty != 1.0:
+        scaled = torch.where(logits > 0, logits / how.repetition_penalty, logits * how.repetition_penalty)
+        logits = torch.where(seen, scaled, logits)
+    if how.greedy:
+        tokens = logits.argmax(-1)
+    else:
+        logits = logits / how.temperature
+        if how.top_k:
+            kth = logits.topk(min(how.top_k, logits.shape[-1])).values[:, -1:]
+            logits = logits.masked_fill(logits < kth, -torch.inf)
+        if how.top_p < 1:
+            ordered, order = logits.sort(descending=True)
+            mass = ordered.softmax(-1).cumsum(-1)
+            drop = (mass - ordered.softmax(-1)) >= how.top_p  # the token that passes top_p stays
+            logits = logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
+        cumulated = logits.double().softmax(-1).cumsum(-1)
+        tokens = torch.searchsorted(cumulated, u[:, None] * cumulated[:, -1:], right=True)[:, 0]
+    return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+
+
+class KeysValues:
+    """What the decoder layers take for `past_key_values`: (rows, heads, max length, dim) a layer; each row has its
+    length.
+    """
+
+    def __init__(self, config, rows: int, max_length: int, device, dtype):
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (rows, config.num_key_value_heads, max_length, dim)
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.length = torch.zeros(rows, dtype=torch.long, device=device)
+        self.rows = self.window = 0  # the living rows, and how far the longest of them may reach
+
+    def update(self, k, v, layer, *_, **__):
+        """Write one new token per living row at its own place; return what attention may read."""
+        at = self.length[: self.rows, None, None, None].expand(-1, k.shape[1], 1, k.shape[3])
+        self.k[layer][: self.rows].scatter_(2, at, k)
+        self.v[layer][: self.rows].scatter_(2, at, v)
+        return self.k[layer][: self.rows, :, : self.window], self.v[layer][: self.rows, :, : self.window]
+
+    def get_seq_length(self, *_):
+        """Not used: positions are given. Stock code asks for it."""
+        return 0
+
+
+def grouped_decode(module, q, k, v, mask, scaling=None, **_):
+    """Attention of one query per row. The query heads that share a KV head lie along the query axis: K, V are read
+    once.
+    """
+    if q.shape[2] > 1:
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, mask, scaling=scaling)
+    rows, heads, _, dim = q.shape
+    groups = module.num_key_value_groups
+    out = F.scaled_dot_product_attention(
+        q.reshape(rows, heads // groups, groups, dim), k, v, attn_mask=mask, scale=scaling
+    )
+    return out.reshape(rows, 1, heads, dim), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("grouped_decode", grouped_decode)
+
+
+@contextlib.contextmanager
+def attention(config, name: str):
+    """Use another attention function inside the block."""
+    before, config._attn_implementation = config._attn_implementation, name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@torch.no_grad()
+def rollout(
+    vlm: VLM,
+    prompts: list[Prompt],
+    names: list[str],
+    group: int,
+    max_new_tokens: int,
+    how: Sampling = PURE,
+    purpose: tuple = (),
+    max_rows: int = 512,
+    source: str = "student",
+) -> list[list[Response]]:
+    """`group` responses to each prompt, as lists in the prompts' order.
+
+    names are the questions' ids; `purpose` (seed, step, ...) and the id seed the uniform numbers. At most `max_rows`
+    rows decode at once: memory for keys and values is max_rows x (prompt + max_new_tokens).
+    """
+    vlm.eval()
+    per_pass = max(1, max_rows // group)
+    out = []
+    with attention(vlm.base.language_model.config, "grouped_decode"):
+        for i in range(0, len(prompts), per_pass):
+            part = slice(i, i + per_pass)
+            out += decode(vlm, prompts[part], names[part], group, max_new_tokens, how, purpose, source)
+    return out
+
+
+def decode(vlm, prompts, names, group, max_new_tokens, how, purpose, source) -> list[list[Response]]:
+    """One pass of `rollout`: prefill, then one token for all living rows at a time."""
+    base, device, rows = vlm.base, vlm.device, len(prompts) * group
+    config = base.language_model.config
+    # ---- prefill: pictures and prompt once per question, padded on the right (nobody looks at the padding)
+    batch = pack(vlm.see(prompts), [[] for _ in prompts], device=device)
+    cache = DynamicCache(config=config)
+    hidden = trunk(base, vlm.family, batch, cache)
+    lengths = torch.tensor([len(p.ids) for p in prompts])
+    longest = int(lengths.max())
+    kv = KeysValues(config, rows, longest + max_new_tokens, device, hidden.dtype)
+    for layer, stored in enumerate(cache.layers):
+        for mine, prompt_part in ((kv.k[layer], stored.keys), (kv.v[layer], stored.values)):
+            mine[:, :, :longest] = prompt_part[:, :, :longest].repeat_interleave(group, 0)
+    kv.length[:] = lengths.repeat_interleave(group).to(device)
+    begin = torch.tensor([int(p.positions.max()) + 1 for p in prompts])
+    shift = (begin - lengths).repeat_interleave(group).to(device)  # rotary position = place + shift
+    ends_of_prompts = lengths - 1 + torch.arange(len(prompts)) * batch.ids.shape[1]
+    first = vlm.hf.lm_head(hidden[ends_of_prompts.to(device)]).float() + vlm.banned
+    logits = first.repeat_interleave(group, 0)
+    # ---- what the rows draw from
+    u = torch.zeros(rows, max_new_tokens, dtype=torch.double)
+    if not how.greedy:
+        u = torch.from_numpy(np.concatenate([uniforms(group, max_new_tokens, *purpose, n) for n in names]))
+    u = u.to(device)
+    seen = None
+    if how.repetition_penalty != 1.0:
+        seen = torch.zeros(rows, logits.shape[1], dtype=torch.bool, device=device)
+        for i, p in enumerate(prompts):
+            seen[i * group : (i + 1) * group, p.ids.to(device)] = True
+    # ---- decode
+    tokens = torch.full((rows, max_new_tokens), vlm.end, device=device)
+    logps = torch.zeros(rows, max_new_tokens, device=device)
+    count = torch.zeros(rows, dtype=torch.long, device=device)
+    finished = torch.zeros(rows, dtype=torch.bool, device=device)
+    ends = torch.tensor(vlm.ends, device=device)
+    living = torch.arange(rows, device=device)  # original row of each decoding row; finished ones leave in bunches
+    for t in range(max_new_tokens):
+        here, here_logps = draw(logits, u[living, t], how, None if seen is None else seen[living])
+        running = ~finished[living]
+        tokens[living, t] = torch.where(running, here, tokens[living, t])
+        logps[living, t] = torch.where(running, here_logps, logps[living, t])
+        count[living] += running
+        finished[living] |= torch.isin(here, ends)
+        if seen is not None:
+            seen[living, here] = True
+        running = ~finished[living]
+        left = int(running.sum())
+        if left == 0 or t == max_new_tokens - 1:
+            break
+        if left <= 0.75 * len(living):  # compact: the running rows move to the front of the block
+            keep = running.nonzero()[:, 0]
+            for block in (*kv.k, *kv.v, kv.length, shift):
+                block[:left] = block[keep]
+            living, here = living[keep], here[keep]
+        kv.rows = len(living)
+        kv.window = longest + t + 1
+        mask = torch.arange(kv.window, device=device) <= kv.length[: kv.rows, None]
+        positions = (kv.length + shift)[None, : kv.rows, None].expand(3, -1, -1)
+        hidden = base.language_model(
+            inputs_embeds=base.get_input_embeddings()(here[:, None]),
+            attention_mask={"full_attention": mask[:, None, None]},
+            position_ids=language_positions(base, positions),
+            past_key_values=kv,
+            use_cache=True,
+        ).last_hidden_state
+        kv.length[: kv.rows] += 1
+        logits = vlm.hf.lm_head(hidden[:, 0]).float() + vlm.banned
+    # ---- back to lists
+    tokens, logps, count, finished = tokens.tolist(), logps.tolist(), count.tolist(), finished.tolist()
+    out = []
+    for i, name in enumerate(names):
+        responses = []
+        for g in range(group):
+            r = i * group + g
+            ids = tokens[r][: count[r]]
+            text = vlm.text(ids)
+            responses.append(Response(name, g, source, ids, text, finished[r], logps[r][: count[r]]))
+        out.append(responses)
+    return out

@@ -1,0 +1,777 @@
+"""Tests: each is named by the fact that it protects. No network, no sleeping, nothing skipped on a CPU.
+
+make test                                        # all, from a fresh machine
+.venv/bin/python -m pytest -x -q -k packed       # some
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import discriminator as disc
+import eval as ev
+import grpo
+import judge as jd
+import model
+import rollout as ro
+import train
+
+torch.set_num_threads(2)
+HOME = Path(__file__).resolve().parent
+STUDENTS = ["tiny-qwen"]
+SMALL = (
+    "--sft-steps 120 --pool 48 --valid-questions 24 --test-questions 24 --questions-per-step 4 --group-size 4".split()
+)
+SMALL += "--steps 6 --d-steps 8 --eval-every 3 --eval-draws 2 --checkpoint-every 2 --micro-batch 3".split()
+
+
+# ------------------------------------------------------------------------------------------------ helpers
+def command(cwd: Path, *flags: str) -> None:
+    """train.py with these flags in this process, in folder `cwd`."""
+    before = os.getcwd()
+    os.chdir(cwd)
+    try:
+        train.main(list(flags))
+    finally:
+        os.chdir(before)
+
+
+def questions_of_all_shapes() -> list[data.Question]:
+    """Text-only, one picture of two sizes, two pictures: what may lie side by side in a batch."""
+    world = data.world_questions("train", 3)
+    wide = data.world_questions("train", 1, cell=14)[0].images[0].resize((56, 42))
+    return [
+        *world,
+        data.Question("text", (), "how many red circle are in a row?", "3"),
+        data.Question("wide", (wide,), "what color is at top left?", "red"),
+        data.Question("two", (world[0].images[0], wide), "what shape is at top left?", "circle"),
+    ]
+
+
+def speaking(name: str, seed: int = 1) -> model.VLM:
+    """A random student whose texts vary and end: the head's rows are scaled, the end token is made likely."""
+    vlm = model.load(name, seed)
+    vlm.hf.lm_head.weight = torch.nn.Parameter(vlm.hf.lm_head.weight.detach().clone())
+    with torch.no_grad():
+        vlm.hf.lm_head.weight.mul_(4)
+        vlm.hf.lm_head.weight[vlm.end] *= 1.5
+    return vlm
+
+
+def stock_inputs(vlm: model.VLM, prompt: model.Prompt, ids: torch.Tensor) -> dict:
+    """Keyword arguments for the stock model, as its own processor would give them."""
+    out = dict(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])
+    if prompt.pixels:
+        out |= prompt.pixels
+    if vlm.hf.config.model_type == "qwen2_5_vl":
+        out["mm_token_type_ids"] = (ids == vlm.base.config.image_token_id).int()[None]
+    return out
+
+
+@pytest.fixture(scope="module", params=STUDENTS)
+def vlm(request):
+    return model.load(request.param, 1)
+
+
+@pytest.fixture(scope="module", params=STUDENTS)
+def speaker(request):
+    return speaking(request.param)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """One whole small run of the real command, never interrupted."""
+    folder = tmp_path_factory.mktemp("straight")
+    command(folder, "--run", "a", *SMALL)
+    return folder / "runs" / "a"
+
+
+# ------------------------------------------------------------------------------------------------ data.py
+def test_boards_of_the_splits_never_meet():
+    boards = {}
+    for split in ("train", "valid", "test"):
+        rng = __import__("random").Random(7)
+        scenes = [data.draw_scene(rng) for _ in range(4000)]
+        boards[split] = {str(s) for s in scenes if data.scene_split(s) == split}
+    assert all(len(b) > 200 for b in boards.values())
+    assert not boards["train"] & boards["test"] and not boards["train"] & boards["valid"]
+    assert not boards["valid"] & boards["test"]
+
+
+def test_lessons_show_training_boards_only(monkeypatch):
+    seen = []
+    real = data.paint
+    monkeypatch.setattr(data, "paint", lambda scene, *a: seen.append(scene) or real(scene, *a))
+    data.world_lessons(0, 0, 40, 1)
+    data.world_questions("test", 5)
+    assert {data.scene_split(s) for s in seen[:40]} == {"train"} and {data.scene_split(s) for s in seen[40:]} == {
+        "test"
+    }
+
+
+def test_world_answers_are_right_by_counting():
+    rng = __import__("random").Random(3)
+    for _ in range(200):
+        scene = data.draw_scene(rng)
+        q = data.ask(scene, rng, "count")
+        word = q["text"].removeprefix("how many ").removesuffix("?").removesuffix(" things")
+        single = {v: k for k, v in data.SHAPES.items()}.get(word, word)
+        assert q["answer"] == str(sum(single in (t.color, t.shape) for t in scene))
+        assert all(jd.rule_judge(data.Question("x", (), q["text"], q["answer"]), r) for r in q["replies"].values())
+
+
+def test_order_of_questions_reads_each_epoch_once_and_depends_on_the_step_alone():
+    questions = [data.Question(str(i), (), "q", "a") for i in range(7)]
+    read = [q.id for step in range(7) for q in data.questions_at(questions, step, 3, seed=5)]
+    assert [sorted(read[i : i + 7]) for i in (0, 7, 14)] == [sorted(map(str, range(7)))] * 3
+    assert read[:7] != read[7:14]
+    assert read[12:15] == [q.id for q in data.questions_at(questions, 4, 3, seed=5)]
+
+
+@pytest.mark.parametrize(
+    "lines, says",
+    [
+        (['{"id": "a", "question": "q", "answer": "x"}', "{nonsense"], "file.jsonl:2: not JSON"),
+        (['{"id": "a", "question": "q", "answer": " "}'], "file.jsonl:1: field 'answer' is empty"),
+        (['{"id": "a", "question": "q"}'], "file.jsonl:1: field 'answer' is missing"),
+        (['{"id": "a", "question": "q", "answer": "x"}'] * 2, "file.jsonl:2: id 'a' stands already at"),
+        (['{"id": "a", "image": "no.png", "question": "q", "answer": "x"}'], "no.png: no such file"),
+        (['{"id": "a", "image": "torn.png", "question": "q", "answer": "x"}'], "torn.png: cannot be read as a picture"),
+        (["[1]"], "file.jsonl:1: not a JSON object"),
+        ([], "the file is empty"),
+    ],
+)
+def test_bad_questions_are_refused_in_one_line_before_anything_is_written(tmp_path, lines, says):
+    (tmp_path / "file.jsonl").write_text("\n".join(lines))
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "torn.png")
+    whole = (tmp_path / "torn.png").read_bytes()
+    (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(data.UserError, match=re.escape(says)) as caught:
+        command(tmp_path, "--data", "file.jsonl", "--run", "bad")
+    assert "\n" not in str(caught.value) and not (tmp_path / "runs").exists()
+
+
+# ------------------------------------------------------------------------------------------------ grpo.py
+def test_advantages_equal_a_slow_loop():
+    reward = torch.randint(0, 3, (5, 8), generator=torch.Generator().manual_seed(0)).float()
+    for std in (False, True):
+        got = grpo.advantages(reward, std)
+        for q in range(5):
+            row = reward[q].tolist()
+            mean = sum(row) / 8
+            sd = (sum((r - mean) ** 2 for r in row) / 7) ** 0.5
+            want = [(r - mean) / (sd + 1e-4 if std else 1) for r in row]
+            assert torch.allclose(got[q], torch.tensor(want), atol=1e-5)
+
+
+def random_tokens(seed: int = 0, rows: int = 6, length: int = 5):
+    g = torch.Generator().manual_seed(seed)
+    logp, old, ref = (-3 * torch.rand(rows, length, generator=g, dtype=torch.double) for _ in range(3))
+    mask = torch.arange(length)[None] < torch.randint(1, length + 1, (rows,), generator=g)[:, None]
+    return logp, old, ref, torch.randn(rows, generator=g, dtype=torch.double), mask
+
+
+@pytest.mark.parametrize("kind", ["k3", "k2"])
+@pytest.mark.parametrize("length_mean", [False, True])
+def test_policy_loss_equals_a_slow_loop(kind, length_mean):
+    logp, old, ref, advantage, mask = random_tokens()
+    total = 0.0
+    for i in range(len(logp)):
+        terms = []
+        for t in range(int(mask[i].sum())):
+            rho = float(np.exp(logp[i, t] - old[i, t]))
+            a, d = float(advantage[i]), float(ref[i, t] - logp[i, t])
+            penalty = np.exp(d) - d - 1 if kind == "k3" else d * d / 2
+            terms.append(min(rho * a, max(0.8, min(1.2, rho)) * a) - 0.3 * penalty)
+        total += sum(terms) / (len(terms) if length_mean else 7)
+    got = grpo.policy_loss(
+        logp, old, ref, advantage, mask, responses=6, max_length=7, beta=0.3, kl_kind=kind, length_mean=length_mean
+    )
+    assert abs(got.item() + total / 6) < 1e-9
+
+
+def test_policy_loss_does_not_depend_on_micro_batching():
+    logp, old, ref, advantage, mask = random_tokens(1)
+    whole = dict(responses=6, max_length=5)
+    one = grpo.policy_loss(logp, old, ref, advantage, mask, **whole)
+    parts = sum(
+        grpo.policy_loss(logp[s], old[s], ref[s], advantage[s], mask[s], **whole) for s in (slice(0, 1), slice(1, 6))
+    )
+    assert abs(one.item() - parts.item()) < 1e-12
+
+
+def test_mean_gradient_of_the_kl_estimators():
+    g = torch.Generator().manual_seed(0)
+    theta, ref = torch.randn(6, generator=g, dtype=torch.double), torch.randn(6, generator=g, dtype=torch.double)
+    ref_logp = ref.log_softmax(0)
+
+    def gradient(f):
+        x = theta.clone().requires_grad_()
+        f(x.log_softmax(0)).backward()
+        return x.grad
+
+    p = theta.softmax(0)  # the mean over samples of the policy, exactly
+    k3 = gradient(lambda logp: (p * grpo.kl(logp, ref_logp, "k3")).sum())
+    k2 = gradient(lambda logp: (p * grpo.kl(logp, ref_logp, "k2")).sum())
+    kl_ref_policy = gradient(lambda logp: (ref_logp.exp() * (ref_logp - logp)).sum())
+    kl_policy_ref = gradient(lambda logp: (logp.exp() * (logp - ref_logp)).sum())
+    assert (k3 - kl_ref_policy).abs().max() < 1e-6 and (k2 - kl_policy_ref).abs().max() < 1e-6
+    assert (k3 - k2).abs().max() > 1e-2
+
+
+def test_second_pass_has_a_ratio_and_the_clip_acts():
+    old = torch.log(torch.tensor([[0.5, 0.5, 0.5]], dtype=torch.double))
+    logp = torch.log(torch.tensor([[0.7, 0.55, 0.3]], dtype=torch.double)).requires_grad_()
+    up = grpo.surrogate(logp, old, torch.tensor([2.0]), eps=0.2)
+    assert torch.allclose(up, torch.tensor([[2.4, 2.2, 1.2]], dtype=torch.double))  # 1.4 clipped to 1.2; 1.1; 0.6
+    up.sum().backward()
+    assert logp.grad[0, 0] == 0 and logp.grad[0, 1] > 0 and logp.grad[0, 2] > 0  # too far up: no gradient
+    down = grpo.surrogate(logp.detach(), old, torch.tensor([-1.0]), eps=0.2)
+    assert torch.allclose(down, torch.tensor([[-1.4, -1.1, -0.8]], dtype=torch.double))
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    found = grpo.surrogate_metrics(logp.detach(), old, mask, 0.2)
+    assert abs(found["clipped"] - 2 / 3) < 1e-6 and abs(found["ratio"] - (1.4 + 1.1 + 0.6) / 3) < 1e-6
+
+
+def test_dead_groups_are_counted_and_have_no_advantage():
+    reward = torch.tensor([[1.0, 1, 1, 1], [0, 1, 2, 1]])
+    teacher = torch.tensor([[False, False, True, True]]).expand(2, -1)
+    assert grpo.group_metrics(reward, reward, reward, teacher)["dead_groups"] == 0.5
+    assert grpo.advantages(reward)[0].abs().sum() == 0
+
+
+# ------------------------------------------------------------------------------------------------ model.py
+def some_rows(vlm) -> tuple[list, list]:
+    prompts = [vlm.encode_question(q) for q in questions_of_all_shapes()]
+    texts = ["red", "i see red circle. the answer is 3", "look: none; final 2", "a strange wörd"]
+    return prompts, [[vlm.reply_ids(t) for t in texts[: 2 + i % 3]] for i in range(len(prompts))]
+
+
+def test_packed_row_equals_separate_rows_in_log_probs_and_gradients(vlm):
+    vlm = model.load("tiny-qwen", 1) if vlm is None else vlm
+    prompts, rows = some_rows(vlm)
+    weight = torch.randn(sum(map(len, rows)), generator=torch.Generator().manual_seed(0))
+
+    def gradients(batches):
+        vlm.hf.zero_grad()
+        out, r = [], 0
+        for batch in batches:
+            logp = vlm(batch)
+            (logp.sum(1) * weight[r : r + len(logp)]).sum().backward()
+            out += [x[m].detach() for x, m in zip(logp, batch.mask, strict=True)]
+            r += len(logp)
+        return torch.cat(out), [p.grad.clone() for p in vlm.hf.parameters()]
+
+    separate = [model.pack([p], [[r]]) for p, rs in zip(prompts, rows, strict=True) for r in rs]
+    one, one_grad = gradients([model.pack(prompts, rows)])
+    many, many_grad = gradients(separate)
+    assert (one - many).abs().max() < 2e-5
+    scale = max(g.abs().max() for g in many_grad)
+    assert max((a - b).abs().max() for a, b in zip(one_grad, many_grad, strict=True)) < 1e-5 * scale
+    assert min(g.abs().max() for g in one_grad) > 0  # the vision tower too
+    packed_tokens = int((model.pack(prompts, rows).segment >= 0).sum())
+    assert packed_tokens < 0.6 * sum(int((b.segment >= 0).sum()) for b in separate)
+
+
+def test_log_probs_equal_the_stock_models(vlm):
+    prompts, rows = some_rows(vlm)
+    for prompt, row in zip(prompts, rows, strict=True):
+        got = vlm(model.pack([prompt], [row[-1:]]))[0]
+        ids = torch.cat([prompt.ids, torch.tensor(row[-1])])
+        logits = vlm.hf(**stock_inputs(vlm, prompt, ids)).logits[0] + vlm.banned
+        want = logits.log_softmax(-1)[len(prompt.ids) - 1 : -1].gather(1, ids[len(prompt.ids) :, None])[:, 0]
+        assert (got - want).abs().max() < 2e-5
+
+
+def test_sft_loss_equals_the_stock_loss_when_nothing_is_banned(vlm):
+    prompts, rows = some_rows(vlm)
+    batch = model.pack(prompts[:1], [rows[0][:1]])
+    ids = torch.cat([prompts[0].ids, torch.tensor(rows[0][0])])
+    labels = ids.clone()
+    labels[: len(prompts[0].ids)] = -100
+    banned, vlm.banned = vlm.banned, torch.zeros_like(vlm.banned)
+    mine = grpo.sft_loss(vlm(batch), batch.mask, int(batch.mask.sum()))
+    vlm.banned = banned
+    assert abs(mine.item() - vlm.hf(**stock_inputs(vlm, prompts[0], ids), labels=labels[None]).loss.item()) < 1e-5
+
+
+def test_seen_patches_give_what_raw_pixels_give(vlm):
+    prompts, rows = some_rows(vlm)
+    raw = vlm(model.pack(prompts, rows))
+    seen = model.pack(vlm.see(prompts), rows)
+    assert seen.pixels is None and seen.patches is not None
+    assert (vlm(seen) - raw).abs().max() < 1e-5
+
+
+def test_frozen_vision_tower_gets_no_gradient_and_its_projector_does(vlm):
+    prompts, rows = some_rows(vlm)
+    vlm.freeze_vision()
+    vlm.hf.zero_grad(set_to_none=True)
+    vlm(model.pack(vlm.see(prompts), rows)).sum().backward()
+    tower = dict(vlm.base.get_submodule(vlm.family.vision).named_parameters())
+    projector = {id(p) for p in vlm.base.get_submodule(vlm.family.projector).parameters()}
+    assert all((p.grad is not None) == (id(p) in projector) for p in tower.values())
+    vlm.freeze_vision(False)
+
+
+def test_chunked_log_probs_equal_whole_ones(vlm):
+    h = torch.randn(50, vlm.hf.lm_head.in_features, requires_grad=True)
+    target = torch.randint(260, 300, (50,))
+    whole = model.token_logps(h, vlm.hf.lm_head, target, vlm.banned)
+    parts = model.token_logps(h, vlm.hf.lm_head, target, vlm.banned, chunk=16)
+    assert torch.allclose(whole, parts, atol=1e-6)
+    a, b = torch.autograd.grad(whole.sum(), h)[0], torch.autograd.grad(parts.sum(), h)[0]
+    assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_tokenizer_holds_any_text_and_a_world_word_is_one_token(vlm):
+    tok = vlm.tokenizer
+    for text in ["i see red circle. the answer is 3", "Größe: 5 µm, 日本!", "look: none; final nothing"]:
+        assert vlm.text(vlm.reply_ids(text)) == text
+    assert len(tok("how many red things?")["input_ids"]) == 5
+    assert vlm.reply_ids("red")[-1] == vlm.end and vlm.end not in vlm.banned_ids
+
+
+def test_exported_folder_is_what_stock_from_pretrained_reads(vlm, tmp_path):
+    model.save(vlm, tmp_path / "out")
+    stock, info = vlm.family.model.from_pretrained(tmp_path / "out", dtype=torch.bfloat16, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    for (name, a), b in zip(vlm.hf.named_parameters(), stock.parameters(), strict=True):
+        assert torch.equal(a.bfloat16(), b), name
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as f:
+        assert "lm_head.weight" not in f.keys()  # noqa: SIM118  (tied weights are stored once)
+    again = model.load(tmp_path / "out")
+    assert again.banned_ids == vlm.banned_ids and again.ends == vlm.ends
+    q = questions_of_all_shapes()[-1]
+    assert torch.equal(again.encode_question(q).ids, vlm.encode_question(q).ids)
+
+
+def test_damaged_or_unknown_folders_are_refused_by_name(vlm, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model.save(vlm, tmp_path / "out")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    gone = sorted(weights)[3]
+    del weights[gone]
+    save_file(weights, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(data.UserError, match="missing keys"):
+        model.load(tmp_path / "out")
+    with pytest.raises(data.UserError, match="neither a folder"):
+        model.load("tiny-qwne")
+
+
+# ------------------------------------------------------------------------------------------------ rollout.py
+def test_greedy_rollout_equals_stock_generate_token_for_token(speaker):
+    questions = questions_of_all_shapes()
+    prompts, names = [speaker.encode_question(q) for q in questions], [q.id for q in questions]
+    got = ro.rollout(speaker, prompts, names, 3, 24, ro.GREEDY)
+    lengths = set()
+    for prompt, group in zip(prompts, got, strict=True):
+        inputs = stock_inputs(speaker, prompt, prompt.ids)
+        want = speaker.hf.generate(**inputs, max_new_tokens=24, do_sample=False, suppress_tokens=speaker.banned_ids)
+        want = want[0, len(prompt.ids) :].tolist()
+        assert all(r.ids == want for r in group)
+        lengths.add(len(want))
+    assert len(lengths) > 1  # some end by themselves, so that rows leave the batch
+
+
+def sampled(vlm, how=ro.PURE, questions=None, length=16, max_rows=512):
+    questions = questions or questions_of_all_shapes()
+    prompts, names = [vlm.encode_question(q) for q in questions], [q.id for q in questions]
+    return prompts, ro.rollout(vlm, prompts, names, 4, length, how, (0, 1), max_rows)
+
+
+def test_the_samplers_log_probs_are_the_scorers(speaker):
+    prompts, groups = sampled(speaker)
+    batch = model.pack(prompts, [[r.ids for r in g] for g in groups])
+    logp = speaker(batch)
+    for i, r in enumerate(r for g in groups for r in g):
+        assert (logp[i][batch.mask[i]] - torch.tensor(r.logps)).abs().max() < 1e-4
+
+
+def test_a_finished_row_has_its_end_token_in_the_loss_and_a_truncated_one_has_none(speaker):
+    prompts, groups = sampled(speaker)
+    batch = model.pack(prompts, [[r.ids for r in g] for g in groups])
+    flat = [r for g in groups for r in g]
+    assert {r.finished for r in flat} == {True, False}
+    for r, target, mask in zip(flat, batch.target, batch.mask, strict=True):
+        assert (speaker.end in target[mask].tolist()) == r.finished
+        assert int(mask.sum()) == len(r.ids) and (r.finished or len(r.ids) == 16)
+        assert speaker.end not in r.ids[:-1]
+
+
+def test_control_and_vision_tokens_are_never_sampled_and_have_no_probability(vlm):
+    vlm = model.load("tiny-qwen", 1) if vlm is None else vlm
+    picture = vlm.base.config.image_token_id
+    assert picture in vlm.banned_ids and set(vlm.tokenizer.all_special_ids) - set(vlm.ends) <= set(vlm.banned_ids)
+    loud = vlm.twin()
+    loud.hf.lm_head.weight = torch.nn.Parameter(loud.hf.lm_head.weight.detach().clone())
+    loud.hf.lm_head.weight.data[vlm.banned_ids] *= 50
+    _, groups = sampled(loud)
+    assert not {t for g in groups for r in g for t in r.ids} & set(vlm.banned_ids)
+    assert loud(model.pack([loud.encode([], "what")], [[[picture]]]))[0, 0] == -torch.inf
+
+
+def test_a_response_does_not_depend_on_its_company(speaker):
+    _, together = sampled(speaker)
+    _, alone = sampled(speaker, questions=questions_of_all_shapes()[2:3])
+    _, chunked = sampled(speaker, max_rows=8)
+    assert [r.ids for r in alone[0]] == [r.ids for r in together[2]]
+    assert [[r.ids for r in g] for g in chunked] == [[r.ids for r in g] for g in together]
+    assert len({tuple(r.ids) for r in together[2]}) == 4
+
+
+def test_inverse_sampling_follows_the_distribution():
+    logits = torch.tensor([0.5, 0.2, 0.0, 0.3]).log()
+    u = torch.arange(1000, dtype=torch.double) / 1000
+    tokens, logps = ro.draw(logits.expand(1000, -1), u, ro.PURE)
+    assert torch.bincount(tokens, minlength=4).tolist() == [500, 200, 0, 300]
+    assert torch.allclose(logps, logits[tokens], atol=1e-6)
+    cut, _ = ro.draw(logits.expand(1000, -1), u, ro.Sampling(top_p=0.6))
+    assert set(cut.tolist()) == {0, 3}  # 0.5 is below 0.6, so the next one still belongs
+    top, _ = ro.draw(logits.expand(1000, -1), u, ro.Sampling(top_k=1))
+    assert set(top.tolist()) == {0}
+    seen = torch.zeros(1000, 4, dtype=torch.bool)
+    seen[:, 0] = True
+    less, _ = ro.draw(logits.expand(1000, -1), u, ro.Sampling(repetition_penalty=2.0), seen)
+    assert (less == 0).sum() < 350
+
+
+def test_paper_sampling_runs_and_differs(speaker):
+    assert [r.ids for g in sampled(speaker, ro.PAPER)[1] for r in g] != [r.ids for g in sampled(speaker)[1] for r in g]
+
+
+# ------------------------------------------------------------------------------------------------ discriminator.py
+TEXTS = [["red", "i see red circle. the answer is red", "red"], ["3", "look: none; final 0"]]
+
+
+def test_packed_discriminator_scores_equal_separate_ones(vlm):
+    D = disc.Discriminator(vlm)
+    one = D(D.pack(TEXTS))
+    many = torch.cat([D(D.pack([[t]])) for texts in TEXTS for t in texts])
+    assert (one - many).abs().max() < 1e-5 and (one[0] - one[1]).abs() > 1e-6
+
+
+def test_same_text_gets_the_same_score_from_either_source(vlm):
+    D = disc.Discriminator(vlm)
+    finished, cut = vlm.reply_ids("i see red circle"), vlm.reply_ids("i see red circle")[:-1]
+    odd = vlm.tokenizer.convert_tokens_to_ids(list(" i see red circle".replace(" ", "\u0120")))  # byte by byte
+    assert odd != cut
+    sources = [vlm.text(finished), vlm.text(cut), "i see red circle", " i see red circle\n<|im_end|>", vlm.text(odd)]
+    scores = D(D.pack([sources[:1] + sources[2:3], *[[s] for s in sources]]))
+    assert (scores - scores[0]).abs().max() < 1e-5
+
+
+def test_the_discriminator_starts_as_the_student(vlm):
+    D = disc.Discriminator(vlm)
+    for (name, a), b in zip(D.base.named_parameters(), vlm.base.parameters(), strict=True):
+        assert torch.equal(a, b) and a is not b, name
+    assert D(D.pack(TEXTS)).abs().max() < 1.5 and D.head.bias is None
+
+
+def test_discriminator_loss_is_equation_1_and_adds_up_over_parts():
+    logit = torch.tensor([2.0, -1.0, 0.5, -3.0])
+    student = torch.tensor([True, True, False, False])
+    p = 1 / (1 + np.exp(-logit.numpy()))
+    want = -0.5 * (np.log(p[:2]).mean() + np.log(1 - p[2:]).mean())
+    assert abs(disc.discriminator_loss(logit, student, 2, 2).item() - want) < 1e-6
+    parts = sum(disc.discriminator_loss(logit[s], student[s], 2, 2) for s in (slice(0, 1), slice(1, 4)))
+    assert abs(parts.item() - want) < 1e-6
+    assert disc.similarity_reward(logit).tolist() == [0, 1, 0, 1]  # below 0 reads like a teacher
+    found = disc.discriminator_accuracy(logit, student)
+    assert found == {"d_accuracy": 0.5, "d_on_student": 0.5, "d_on_teacher": 0.5}
+
+
+def test_pretrained_discriminator_tells_most_texts_apart(straight):
+    student = model.load(straight / "sft")
+    D = disc.Discriminator(student)
+    D.load_state_dict(train.load_file(straight / "discriminator" / "model.safetensors"))
+    questions = data.world_questions("train", 48)
+    prompts, names = [student.encode_question(q) for q in questions], [q.id for q in questions]
+    groups = ro.rollout(student, prompts, names, 4, 32, ro.PURE, (99,))
+    mine = disc.similarity_reward(D(D.pack([[r.text for r in g] for g in groups])))
+    theirs = [json.loads(x) for x in (straight / "teachers.jsonl").read_text().splitlines()]
+    theirs = disc.similarity_reward(D(D.pack([[r["text"] for r in theirs if r["question"] == n] for n in names])))
+    assert theirs.mean() > 0.8 and mine.mean() < 0.35
+
+
+# ------------------------------------------------------------------------------------------------ judge.py and eval.py
+@pytest.mark.parametrize(
+    "answer, response, right",
+    [
+        ("3", "3", 1),
+        ("3", "i see a b c. the answer is 3", 1),
+        ("3", "3.0", 1),
+        ("3", "the answer is 3 things", 0),
+        ("3", "13", 0),
+        ("red", "Look: top left red square; final Red.", 1),
+        ("red", "red or green", 0),
+        ("red", "the answer is green. no, the answer is red", 1),
+        ("red", "", 0),
+        ("red", "the answer is", 0),
+        ("-0.5", "-.50", 1),
+    ],
+)
+def test_rule_judge(answer, response, right):
+    assert jd.rule_judge(data.Question("q", (), "?", answer), response) == right
+
+
+def test_ids_come_back_paired_whatever_the_order():
+    questions = [data.Question(str(i), (), "?", str(i)) for i in range(5)]
+    order = [3, 1, 1, 4, 0, 2]
+    responses = [ro.Response(str(i), k, "student", [], str(i if k % 2 else 0)) for k, i in enumerate(order)]
+    assert jd.Judge("rule").verdicts(questions[::-1], responses) == [0, 1, 0, 1, 1, 1]
+
+
+def test_intervals_equal_values_by_hand():
+    low, high = ev.wilson(8, 10)
+    assert abs(low - 0.4902) < 1e-3 and abs(high - 0.9433) < 1e-3
+    low, high = ev.bootstrap([0, 1] * 500)
+    assert abs(low - 0.469) < 0.01 and abs(high - 0.531) < 0.01
+
+
+def test_evaluation_pairs_answers_with_questions(straight):
+    student = model.load(straight / "student")
+    questions = data.world_questions("valid", 24)
+    whole = ev.evaluate(student, questions, jd.Judge(), 32, draws=0)
+    again = ev.evaluate(student, questions[::-1], jd.Judge(), 32, draws=0)
+    assert whole["greedy"] == again["greedy"] and whole["texts"] == again["texts"]
+    right = [jd.rule_judge(q, whole["texts"][q.id]) for q in questions]
+    assert whole["greedy"] == np.mean(right)
+
+
+# ------------------------------------------------------------------------------------------------ train.py: the run
+def bytes_of(run: Path) -> dict[str, bytes]:
+    """What has to be equal between two runs: the logs without times, the weights, the answers."""
+    names = ["metrics.jsonl", "samples.jsonl", "teachers.jsonl", "samples.md", "sft/model.safetensors"]
+    names += ["discriminator/model.safetensors", "student/model.safetensors", "last/model.safetensors"]
+    out = {n: (run / n).read_bytes() for n in names}
+    summary = json.loads((run / "summary.json").read_text())
+    return out | {"summary": {k: v for k, v in summary.items() if k not in ("run", "seconds", "peak_memory_mb")}}
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = bytes_of(a), bytes_of(b)
+    wrong = [n for n in one if one[n] != two[n]]
+    assert not wrong, wrong
+    return True
+
+
+def test_a_run_leaves_every_artefact(straight):
+    for name in ("config.json", "curves.png", "samples.md", "summary.json", "samples/0-0.png", "timing.jsonl"):
+        assert (straight / name).stat().st_size > 0, name
+    summary = json.loads((straight / "summary.json").read_text())
+    for key in (
+        "greedy_before",
+        "greedy_after",
+        "sampled_before_interval",
+        "sampled_after",
+        "greedy_teacher",
+        "tokens_after",
+    ):
+        assert key in summary, key
+    assert set(summary["seconds"]) == set(train.STAGES) and summary["peak_memory_mb"] < 3000
+    rows = [json.loads(x) for x in (straight / "metrics.jsonl").read_text().splitlines()]
+    steps = [r for r in rows if r["stage"] == "ril" and "loss" in r]
+    assert [r["step"] for r in steps] == list(range(6))
+    assert all(r["sampler_gap"] < 1e-4 and abs(r["ratio"] - 1) < 1e-6 for r in steps)
+    assert not list(straight.rglob("*.part"))
+
+
+def test_two_runs_of_one_command_give_identical_bytes(straight, tmp_path):
+    command(tmp_path, "--run", "b", *SMALL)
+    assert same(straight, tmp_path / "runs" / "b")
+
+
+def test_a_run_stopped_after_each_stage_ends_with_the_same_bytes(straight, tmp_path):
+    shutil.copytree(straight / "sft", tmp_path / "runs/c/sft")  # the warm start is the longest stage: taken over
+    for stage in train.STAGES:
+        command(tmp_path, "--run", "c", "--stage", stage, *SMALL)
+    first = [r for r in (straight / "metrics.jsonl").read_text().splitlines() if '"stage": "sft"' not in r]
+    assert (tmp_path / "runs/c/metrics.jsonl").read_text().splitlines() == first
+    assert bytes_of(straight)["student/model.safetensors"] == bytes_of(tmp_path / "runs/c")["student/model.safetensors"]
+
+
+@pytest.mark.parametrize("stage, mark", [("sft", "checkpoints/sft-step20"), ("ril", "ril-step4")])
+def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(straight, tmp_path, stage, mark):
+    shutil.copytree(straight, tmp_path / "runs/k")
+    run = tmp_path / "runs/k"
+    order = train.STAGES[train.STAGES.index(stage) :]
+    for name in ("summary.json", "student", "last", "checkpoints", "seconds.json", "samples.md"):
+        shutil.rmtree(run / name, ignore_errors=True)
+        (run / name).unlink(missing_ok=True)
+    if stage == "sft":
+        for name in ("sft", "discriminator"):
+            shutil.rmtree(run / name)
+        (run / "teachers.jsonl").unlink()
+    for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
+        lines = [x for x in (run / name).read_text().splitlines() if json.loads(x)["stage"] not in order]
+        (run / name).write_text("".join(x + "\n" for x in lines))
+    argv = [sys.executable, str(HOME / "train.py"), "--run", "k", *SMALL]
+    # killed hard, at a moment between two checkpoints: as soon as the step behind the checkpoint is logged
+    code = (
+        "import os, signal, sys, train\n"
+        "real = train.Run.log\n"
+        "def log(self, name, **row):\n"
+        "    real(self, name, **row)\n"
+        f"    if row.get('stage') == {stage!r} and row.get('step') in (4, 49) and name == 'metrics.jsonl':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train.Run.log = log\n"
+        "train.main(sys.argv[1:])\n"
+    )
+    env = dict(os.environ, PYTHONPATH=str(HOME))
+    killed = subprocess.run(
+        [sys.executable, "-c", code, *argv[2:]], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (run / "last").exists()
+    resumed = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"goes on from runs/k/checkpoints/{Path(mark).name if stage == 'ril' else 'sft-step40'}" in resumed.stdout
+    assert same(straight, run)
+
+
+def test_another_configuration_is_refused_with_the_fields_that_differ(straight, tmp_path):
+    with pytest.raises(data.UserError, match=r"seed 0 -> 1.*beta 0.01 -> 0.5|beta 0.01 -> 0.5.*seed 0 -> 1"):
+        command(straight.parent.parent, "--run", "a", *SMALL, "--seed", "1", "--beta", "0.5")
+
+
+def test_the_loop_runs_on_packed_rows(straight, tmp_path):
+    """Counts the tokens that pass a language model in one step: prompts once, each response once per model."""
+    shutil.copytree(straight / "sft", tmp_path / "runs/t/sft")
+    shutil.copytree(straight / "discriminator", tmp_path / "runs/t/discriminator")
+    shutil.copy(straight / "teachers.jsonl", tmp_path / "runs/t")
+    passed = {"packed": 0, "decode": 0}
+
+    def count(module, args, kwargs, output):
+        if type(module).__name__.endswith("TextModel") or type(module).__name__ == "Qwen2Model":
+            b, t = kwargs["inputs_embeds"].shape[:2]
+            passed["decode" if t == 1 else "packed"] += b * t
+
+    real = train.validate
+    train.validate = lambda *a: None
+    handle = torch.nn.modules.module.register_module_forward_hook(count, with_kwargs=True)
+    try:
+        with pytest.raises(FileNotFoundError):  # nothing was validated, so nothing can be exported
+            command(tmp_path, "--run", "t", *SMALL, "--steps", "1", "--stage", "ril", "--micro-batch", "1")
+            (tmp_path / "runs/t/checkpoints/best/config.json").read_text()
+    finally:
+        handle.remove()
+        train.validate = real
+    row = json.loads((tmp_path / "runs/t/metrics.jsonl").read_text().splitlines()[0])
+    pad = 4 * 8  # each of the 4 rows is padded to a multiple of 8
+    prompts = 4 * 32
+    # student and reference see every packed token once; D packs its own template (two passes); prefill once per question
+    student_side = 2 * (row["packed_tokens"] + pad) + prompts
+    D = disc.Discriminator(model.load(straight / "sft"))
+    template = len(D.tokenizer(D.before + D.after)["input_ids"])
+    d_side = 2 * (4 * (template + pad) + 32 * (12 + 32))
+    assert passed["packed"] <= student_side + d_side
+    separate = 2 * 32 * 24  # what the prompts alone would cost as separate rows, student and reference
+    assert 2 * row["packed_tokens"] < separate + 2 * 32 * 12
+    assert passed["decode"] <= 4 * 4 * 32
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_questions(straight, tmp_path):
+    shutil.copytree(straight, tmp_path / "runs/n")
+    shutil.rmtree(tmp_path / "runs/n/checkpoints")
+    weights = train.load_file(tmp_path / "runs/n/sft/model.safetensors")
+    weights["model.language_model.norm.weight"] = weights["model.language_model.norm.weight"] * float("nan")
+    train.save_file(weights, tmp_path / "runs/n/sft/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises((data.UserError, RuntimeError)):
+        command(tmp_path, "--run", "n", "--stage", "ril", *SMALL)
+
+
+def test_your_own_questions_train_the_tiny_student(straight, tmp_path):
+    lines = []
+    for q in data.world_questions("train", 40, seed=5):
+        q.images[0].save(tmp_path / f"{q.id}.png")
+        lines.append(json.dumps(dict(id=q.id, image=f"{q.id}.png", question=q.text, answer=q.answer)))
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    shutil.copytree(straight / "sft", tmp_path / "runs/mine/sft")
+    command(tmp_path, "--run", "mine", "--data", "mine.jsonl", *SMALL, "--steps", "2")
+    summary = json.loads((tmp_path / "runs/mine/summary.json").read_text())
+    assert summary["test_questions"] > 0 and "sampled_after" in summary
+
+
+def test_teacher_building_is_reproducible_byte_for_byte(tmp_path, monkeypatch):
+    small = [*SMALL, "--sft-steps", "4", "--teacher-samples", "2", "--stage", "build-teachers"]
+    out = []
+    for name in "xy":
+        monkeypatch.setattr(train, "TEACHERS", tmp_path / name)
+        command(tmp_path, "--run", name, *small)
+        folder = tmp_path / name / "tiny-qwen-teacher"
+        out.append([(folder / f).read_bytes() for f in ("model.safetensors", "responses.jsonl")])
+    assert out[0] == out[1] and len(out[0][1].splitlines()) == 48 * 2
+
+
+def test_committed_teacher_answers_every_question_of_the_pool():
+    rows = [json.loads(x) for x in (train.TEACHERS / "tiny-qwen-teacher/responses.jsonl").read_text().splitlines()]
+    questions = {q.id: q for q in data.world_questions("train", train.Config().pool)}
+    assert {r["question"] for r in rows} == set(questions) and len(rows) == 8 * len(questions)
+    right = np.mean([jd.rule_judge(questions[r["question"]], r["text"]) for r in rows])
+    assert 0.6 < right < 0.97  # a real teacher with its natural errors
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--stpes", "3"], "--stpes"),
+        (["--kl", "k1"], "--kl"),
+        (["--stage", "rill"], "rill"),
+        (["--student", "tiny-qwne"], "tiny-qwne"),
+        (["--teachers", "nobody"], "nobody"),
+        (["--group-size", "0"], "--group-size 0: must be above 0"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--data", "nothing.jsonl"], "nothing.jsonl: no such file"),
+        (["--run", "../x"], "--run"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_line_before_anything_is_written(tmp_path, flags, says):
+    with pytest.raises(data.UserError, match=re.escape(says)) as caught:
+        command(tmp_path, *flags)
+    assert "\n" not in str(caught.value) and not (tmp_path / "runs").exists()
+
+
+def test_a_users_mistake_ends_with_exit_code_2_and_no_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(HOME / "train.py"), "--stpes", "3"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_every_setting_is_read_somewhere():
+    source = (HOME / "train.py").read_text()
+    for f in train.dataclasses.fields(train.Config):
+        assert re.search(rf"cfg\.{f.name}\b", source), f.name
+
+
+def test_the_paper_preset_takes_the_papers_values_and_flags_win():
+    cfg = train.parse(["--preset", "paper", "--lr", "5e-6"])
+    assert (cfg.group_size, cfg.d_lr, cfg.sampling, cfg.max_new_tokens, cfg.lr) == (4, 1e-6, "paper", 512, 5e-6)
+
+
+def test_the_readmes_commands_and_paths_exist():
+    text = (HOME / "README.md").read_text()
+    flags = {"--" + f.name.replace("_", "-") for f in train.dataclasses.fields(train.Config)}
+    for line in re.findall(r"^ *(?:\S*python|torchrun \S+ \S+) train\.py(.*)$", text, re.M):
+        for flag in re.findall(r"(--[a-z][a-z-]*)", line.split("#")[0]):
+            assert flag in flags or flag.replace("--no-", "--") in flags or flag == "--help", flag
+    for path in re.findall(r"`([\w./-]+\.(?:py|md|txt|json|png|sh))`", text):
+        assert (HOME / path).exists() or path.startswith("runs/") or "/" not in path and "." in path, path
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (HOME / path).exists(), path
