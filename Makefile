@@ -10,8 +10,8 @@ demo: .venv/ready
 test: .venv/ready
 	$(RUN) -m pytest -q --durations=5
 
-teachers: .venv/ready  # trains the tiny teacher and rebuilds its committed responses from nothing (8 minutes, one core)
-	$(RUN) train.py --stage build-teachers --run build-teachers --sft-steps 2700 --threads 1
+teachers: .venv/ready  # trains the tiny teacher and rebuilds its committed responses from nothing (4 minutes, one core)
+	$(RUN) train.py --stage build-teachers --run build-teachers --sft-steps 1000 --threads 1
 
 bench: .venv/ready
 	$(RUN) bench.py

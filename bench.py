@@ -4,9 +4,9 @@
     python bench.py --group-size 16         # more responses per question
     python bench.py --out results/bench.json
 
-The peers do the same work on the same weights: stock `generate(num_return_sequences=G)` with sdpa attention samples the same
-number of tokens (every row decodes --response-tokens), and stock forward and backward over 2G right-padded rows a question
-stands for an update without packing. Absolute times mean little on a shared CPU; ratios of one run do.
+The peers do the same work on the same weights: stock `generate(num_return_sequences=G)` with sdpa attention samples the
+same number of tokens (every row decodes --response-tokens), and stock forward and backward over 2G right-padded rows a
+question stands for an update without packing. Absolute times mean little on a shared CPU; ratios of one run do.
 """
 
 import argparse

@@ -154,8 +154,8 @@ def load_questions(path: str | Path) -> list[Question]:
 def split_questions(questions: list[Question]) -> dict[str, list[Question]]:
     """{"train", "valid", "test"}: 80 / 10 / 10 % of the pictures (of the questions where there is none), by a hash.
 
-    Questions about one picture stay together, so the held-out questions are about held-out pictures. Raises UserError below
-    three different pictures.
+    Questions about one picture stay together, so the held-out questions are about held-out pictures. Raises UserError
+    below three different pictures.
     """
     key = {q.id: str(q.images[0]) if q.images else q.id for q in questions}
     order = sorted(set(key.values()), key=lambda k: seed_of("split", Path(k).name))
@@ -300,10 +300,10 @@ def world_questions(split: str, count: int, seed: int = 0, cell: int = CELL, per
 def world_lessons(step: int, seed: int, pictures: int, per_picture: int, voice: str = "") -> list[tuple]:
     """One warm-start batch: [(picture, [(question text, reply), ...])] on training boards.
 
-    A fifth asks to describe the board, which teaches to see. Of the rest `voice` "" (the student) has three quarters "look"
-    questions, answered in voice a or b, and one quarter plain questions, of which 88 % are answered tersely. So the student
-    can look before it answers, and by default does so in about one answer of ten: what RIL can bring out. A teacher is
-    trained with voice "a" or "b": plain questions, always looking.
+    A fifth asks to describe the board, which teaches to see. Of the rest `voice` "" (the student) has three quarters
+    "look" questions, answered in voice a or b, and one quarter plain questions, of which 88 % are answered tersely. So
+    the student can look before it answers, and by default does so in about one answer of ten: what RIL can bring out. A
+    teacher is trained with voice "a" or "b": plain questions, always looking.
     """
     rng, out = random.Random(seed_of("lessons", seed, step)), []
     while len(out) < pictures:

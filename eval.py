@@ -9,6 +9,7 @@ Statistics need neither torch nor a model: `import eval` works with numpy alone.
 import argparse
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -67,6 +68,57 @@ def evaluate(
         out |= {"sampled": float(np.mean(sampled)), "sampled_interval": bootstrap(sampled)}
         out |= {"tokens": float(np.mean(tokens)), "cut_off": 1 - float(np.mean(finished))}
     return out
+
+
+# ------------------------------------------------------------------------------------------------ showing it
+def write_samples(folder: Path, samples: list[tuple]) -> None:
+    """samples.md: pictures and questions with [{who, text, similarity, answer}] each."""
+    (folder / "samples").mkdir(exist_ok=True)
+    out = ["# Before and after", "", "Held-out questions, greedy answers. similarity: 1 where the pre-trained"]
+    out += ["discriminator takes the text for a teacher's; answer: 1 where the judge calls it right.", ""]
+    for i, (q, rows) in enumerate(samples):
+        for k, picture in enumerate(q.pictures()):
+            scale = max(1, 168 // max(picture.size))
+            picture.resize([x * scale for x in picture.size], 0).save(folder / "samples" / f"{i}-{k}.png")
+            out += [f"![{q.id}](samples/{i}-{k}.png)", ""]
+        out += [f"**{q.text}** (reference: {q.answer})", ""]
+        out += ["| who | response | similarity | answer |", "|---|---|---|---|"]
+        for r in rows:
+            text = r["text"].replace("|", "/").replace("\n", " ")
+            out.append(f"| {r['who']} | {text} | {r['similarity']} | {r['answer']} |")
+        out.append("")
+    (folder / "samples.md.part").write_text("\n".join(out))
+    (folder / "samples.md.part").replace(folder / "samples.md")
+
+
+def draw_curves(folder: Path, rows: list[dict], validations: list[dict]) -> None:
+    """curves.png, the three panels of the paper's figure 5; without matplotlib the numbers stay in metrics.jsonl."""
+    try:
+        import matplotlib
+    except ImportError:
+        print(f"  no curves.png: pip install matplotlib draws it; the numbers are in {folder}/metrics.jsonl")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), constrained_layout=True)
+    steps = [r["step"] + 1 for r in rows]
+    for axis, name, color in zip(axes, ("similarity", "answer"), ("tab:blue", "tab:green"), strict=False):
+        y = [r[name] for r in rows]
+        axis.plot(steps, y, color=color, alpha=0.25)
+        axis.plot(steps, [np.mean(y[max(0, i - 4) : i + 5]) for i in range(len(y))], color=color, label="student")
+        axis.plot(steps, [r[f"teacher_{name}"] for r in rows], "--", color="0.6", lw=1, label="teacher rows")
+        axis.set(title=f"{name} reward (training questions)", xlabel="step", ylim=(-0.02, 1.02))
+    x = [r["step"] + 1 for r in validations]
+    axes[2].plot(x, [r["valid_sampled"] for r in validations], "o-", ms=3, color="tab:red", label="sampled")
+    axes[2].plot(x, [r["valid_greedy"] for r in validations], "s--", ms=3, color="tab:orange", label="greedy")
+    axes[2].set(title="accuracy (validation questions)", xlabel="step")
+    for axis in axes:
+        axis.legend(frameon=False, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(folder / "curves.part.png", dpi=110)
+    plt.close(figure)
+    (folder / "curves.part.png").replace(folder / "curves.png")
 
 
 def main() -> None:

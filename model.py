@@ -143,7 +143,7 @@ def tiny_tokenizer(template: str) -> PreTrainedTokenizerFast:
     return tok
 
 
-# ------------------------------------------------------------------------------------------------ prompts and packed rows
+# ------------------------------------------------------------------------------------------------ prompts, packed rows
 @dataclass
 class Prompt:
     """An encoded prompt: ids (P,), rotary positions (3, P), the pictures' tensors, and their patches once seen."""

@@ -84,6 +84,7 @@ def draw(logits, u, how: Sampling, seen=None) -> tuple[torch.Tensor, torch.Tenso
             logits = logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
         cumulated = logits.double().softmax(-1).cumsum(-1)
         tokens = torch.searchsorted(cumulated, u[:, None] * cumulated[:, -1:], right=True)[:, 0]
+        tokens = tokens.clamp(max=logits.shape[-1] - 1)  # only NaN gets there: the loss will stop the run and say where
     return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 

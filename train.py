@@ -53,7 +53,7 @@ from data import (
     world_questions,
 )
 from discriminator import Discriminator, discriminator_accuracy, discriminator_loss, similarity_reward
-from eval import evaluate
+from eval import draw_curves, evaluate, write_samples
 from grpo import advantages, group_metrics, kl, policy_loss, rewards, sft_loss, surrogate_metrics
 from judge import Judge
 from model import TINY, VLM, load, new_folder, pack, save, shared_prefix
@@ -153,7 +153,20 @@ def parse(argv: list[str]) -> Config:
             raise UserError(f"--{f.name.replace('_', '-')} {value}: must be {'at least 0' if not least else 'above 0'}")
     if not cfg.run or cfg.run in (".", "..") or "/" in cfg.run:
         raise UserError(f"--run {cfg.run!r}: give a plain folder name")
+    if cfg.student not in TINY and not (Path(cfg.student) / "config.json").is_file():
+        raise UserError(f"--student {cfg.student}: neither a folder with config.json nor one of {', '.join(TINY)}")
+    if cfg.stage != "build-teachers":
+        teacher_folder(cfg.teachers)
     return cfg
+
+
+def teacher_folder(name: str) -> Path:
+    """Where a teacher's weights are: a committed tiny teacher or a folder of yours."""
+    for folder in (TEACHERS / name, Path(name)):
+        if (folder / "config.json").is_file():
+            return folder
+    known = ", ".join(sorted(p.name for p in TEACHERS.glob("*/"))) or "none built yet: --stage build-teachers"
+    raise UserError(f"--teachers {name}: neither a folder with config.json nor a tiny teacher ({known})")
 
 
 # ------------------------------------------------------------------------------------------------ a run's folder
@@ -206,7 +219,7 @@ class Run:
     def rewind(self, stage: str, step: int) -> None:
         """Forget what a killed process logged of `stage` behind its last checkpoint: it will be logged again."""
         for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
-            rows = [r for r in self.rows(name) if r["stage"] != stage or r["step"] < step]
+            rows = [r for r in self.rows(name) if r["stage"] != stage or 0 < step > r["step"]]
             self.write(name, "".join(json.dumps(r) + "\n" for r in rows))
 
 
@@ -336,12 +349,7 @@ def sft(run: Run) -> None:
 # ------------------------------------------------------------------------------------------------ stage: teachers
 def ask_teacher(name: str, questions: list, cfg: Config) -> list[Response]:
     """Sample every question `teacher_samples` times from a teacher's folder."""
-    folder = TEACHERS / name if (TEACHERS / name / "config.json").exists() else Path(name)
-    if not (folder / "config.json").exists():
-        raise UserError(
-            f"teacher {name}: no folder {folder}; for a tiny teacher run python train.py --stage build-teachers"
-        )
-    vlm, how, out = load(folder), Sampling(temperature=cfg.teacher_temperature), []
+    vlm, how, out = load(teacher_folder(name)), Sampling(temperature=cfg.teacher_temperature), []
     for part in tqdm(slices(len(questions), 64), f"teacher {name}", delay=2):
         prompts, names = [vlm.encode_question(q) for q in questions[part]], [q.id for q in questions[part]]
         purpose = (0, "teacher", name)
@@ -502,6 +510,7 @@ def ril(run: Run) -> None:
     progress = {"best": -1.0, "best_step": -1}
     start = checkpoints.resume(progress)
     how, P, G = PAPER if cfg.sampling == "paper" else PURE, cfg.questions_per_step, cfg.group_size
+    objective = dict(responses=P * 2 * G, max_length=cfg.max_new_tokens, eps=cfg.eps, beta=cfg.beta, kl_kind=cfg.kl)
     teacher_rows = torch.arange(2 * G).expand(P, -1) >= G  # (P, 2G): the second half of every group
     if start == 0:
         validate(run, student, valid, judge, 0, progress)
@@ -553,18 +562,7 @@ def ril(run: Run) -> None:
                 logp = student(batch)
                 if k == 0:
                     logp_old.append(logp.detach())
-                loss = policy_loss(
-                    logp,
-                    logp_old[i],
-                    logp_ref[i],
-                    advantage[s].flatten(),
-                    batch.mask,
-                    responses=P * 2 * G,
-                    max_length=cfg.max_new_tokens,
-                    eps=cfg.eps,
-                    beta=cfg.beta,
-                    kl_kind=cfg.kl,
-                )
+                loss = policy_loss(logp, logp_old[i], logp_ref[i], advantage[s].flatten(), batch.mask, **objective)
                 loss.backward()
                 loss_sum += loss.item()
                 ratios.append(surrogate_metrics(logp.detach(), logp_old[i], batch.mask, cfg.eps))
@@ -616,8 +614,9 @@ def line(step: int, steps: int, row: dict, seconds: float) -> str:
     """One aligned line per step; the README says how to read it."""
     return (
         f"  {step + 1:4d}/{steps}  sim {row['similarity']:.2f}  ans {row['answer']:.2f}  D acc {row['d_accuracy']:.2f}"
-        f"  dead {row['dead_groups']:.2f}  tokens {row['tokens']:4.1f}  nll {row['nll_student']:.2f}/{row['nll_teacher']:.2f}"
-        f"  kl {row['kl']:.3f}  grad {row['gradient_norm']:.2f}  {seconds:.2f} s"
+        f"  dead {row['dead_groups']:.2f}  tokens {row['tokens']:4.1f}"
+        f"  nll {row['nll_student']:.2f}/{row['nll_teacher']:.2f}  kl {row['kl']:.3f}"
+        f"  grad {row['gradient_norm']:.2f}  {seconds:.2f} s"
     )
 
 
@@ -670,10 +669,7 @@ def evaluate_run(run: Run) -> None:
     cfg, judge = run.cfg, Judge(run.cfg.judge)
     test = split(cfg)["test"]
     players = {"before": run.path / "sft", "after": run.path / "student", "last": run.path / "last"}
-    if (TEACHERS / cfg.teachers / "config.json").exists():
-        players["teacher"] = TEACHERS / cfg.teachers
-    elif (Path(cfg.teachers) / "config.json").exists():
-        players["teacher"] = Path(cfg.teachers)
+    players["teacher"] = teacher_folder(cfg.teachers)
     summary, texts = {"run": cfg.run, "test_questions": len(test)}, {}
     for who in tqdm(players, "evaluation", delay=2):
         found = evaluate(load(players[who]), test, judge, cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
@@ -695,77 +691,23 @@ def evaluate_run(run: Run) -> None:
     cached = read_jsonl(run.path / "teachers.jsonl")
     summary["teacher_cached_right"] = round(float(np.mean([row["verdict"] for _, row in cached])), 4)
     run.write("summary.json", summary)
-    write_samples(run, test, judge, texts)
-    draw_curves(run, rows, validations)
+    write_samples(run.path, shown(run, test[:8], judge, texts))
+    draw_curves(run.path, rows, validations)
 
 
-def write_samples(run: Run, test: list, judge: Judge, texts: dict, count: int = 8) -> None:
-    """samples.md: pictures, questions, greedy answers before and after and the teacher's, with both rewards."""
-    student = load(run.path / "sft")
-    D = Discriminator(student)
+def shown(run: Run, questions: list, judge: Judge, texts: dict) -> list[tuple]:
+    """[(question, [{who, text, similarity, answer}])] for samples.md; similarity is the pre-trained discriminator's."""
+    D = Discriminator(load(run.path / "sft"))
     D.load_state_dict(load_file(run.path / "discriminator" / "model.safetensors"))
-    (run.path / "samples").mkdir(exist_ok=True)
-    out = [
-        "# Before and after",
-        "",
-        "Held-out questions, greedy answers. similarity: 1 where the pre-trained discriminator",
-    ]
-    out += ["takes the text for a teacher's; answer: 1 where the judge calls it right.", ""]
-    for i, q in enumerate(test[:count]):
-        for k, picture in enumerate(q.pictures()):
-            scale = max(1, 168 // max(picture.size))
-            picture.resize([x * scale for x in picture.size], 0).save(run.path / "samples" / f"{i}-{k}.png")
-            out += [f"![{q.id}](samples/{i}-{k}.png)", ""]
-        out += [
-            f"**{q.text}** (reference: {q.answer})",
-            "",
-            "| who | response | similarity | answer |",
-            "|---|---|---|---|",
-        ]
-        who = [w for w in ("before", "after", "teacher") if w in texts]
+    out = []
+    for q in questions:
+        said = {who: texts[who][q.id] for who in ("before", "after", "teacher")}
         with torch.no_grad():
-            similarity = similarity_reward(D(D.pack([[texts[w][q.id] for w in who]], student.device)))
-        for w, s in zip(who, similarity.tolist(), strict=True):
-            verdict = judge.verdicts([q], [Response(q.id, 0, w, [], texts[w][q.id])])[0]
-            out.append(f"| {w} | {texts[w][q.id].replace('|', '/')} | {s:.0f} | {verdict} |")
-        out.append("")
-    run.write("samples.md", "\n".join(out))
-
-
-def draw_curves(run: Run, rows: list[dict], validations: list[dict]) -> None:
-    """curves.png: the three panels of the paper's figure 5; without matplotlib the numbers stay in metrics.jsonl."""
-    try:
-        import matplotlib
-    except ImportError:
-        print(f"  no curves.png: pip install matplotlib draws it; the numbers are in {run.path}/metrics.jsonl")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), constrained_layout=True)
-    steps = [r["step"] + 1 for r in rows]
-    panels = [
-        ("similarity reward (train)", "similarity", "student", rows, steps, "tab:blue"),
-        ("answer reward (train)", "answer", "student", rows, steps, "tab:green"),
-    ]
-    for axis, (title, name, label, data, x, color) in zip(axes, panels, strict=False):
-        y = np.array([r[name] for r in data])
-        axis.plot(x, y, color=color, alpha=0.25)
-        smooth = [y[max(0, i - 4) : i + 5].mean() for i in range(len(y))]
-        axis.plot(x, smooth, color=color, label=label)
-        axis.plot(x, [r[f"teacher_{name}"] for r in data], color="0.6", lw=1, ls="--", label="teacher rows")
-        axis.set(title=title, xlabel="step", ylim=(-0.02, 1.02))
-        axis.legend(frameon=False, fontsize=8)
-    x = [r["step"] + 1 for r in validations]
-    axes[2].plot(x, [r["valid_sampled"] for r in validations], "o-", ms=3, color="tab:red", label="sampled")
-    axes[2].plot(x, [r["valid_greedy"] for r in validations], "s--", ms=3, color="tab:orange", label="greedy")
-    axes[2].set(title="accuracy (validation questions)", xlabel="step")
-    axes[2].legend(frameon=False, fontsize=8)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(run.path / "curves.part.png", dpi=110)
-    plt.close(figure)
-    (run.path / "curves.part.png").replace(run.path / "curves.png")
+            similarity = similarity_reward(D(D.pack([list(said.values())])))
+        verdicts = judge.verdicts([q] * 3, [Response(q.id, 0, who, [], text) for who, text in said.items()])
+        rows = zip(said, said.values(), similarity.tolist(), verdicts, strict=True)
+        out.append((q, [dict(who=w, text=x, similarity=int(s), answer=v) for w, x, s, v in rows]))
+    return out
 
 
 # ------------------------------------------------------------------------------------------------ main
@@ -782,7 +724,7 @@ STAGE_OF = dict(
 def main(argv: list[str] | None = None) -> None:
     """Run the stages whose artefact is missing, say which are skipped, end with the summary."""
     cfg = parse(sys.argv[1:] if argv is None else argv)
-    warnings.filterwarnings("ignore", message=".*(process group|TypedStorage|_get_pg_default_device).*")
+    warnings.filterwarnings("ignore", message=".*(torch.distributed is disabled|TypedStorage|_get_pg_default_device).*")
     torch.set_num_threads(cfg.threads)
     torch.use_deterministic_algorithms(True)
     split(cfg)  # read every question before anything is written: bad input leaves no trace
