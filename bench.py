@@ -17,12 +17,13 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from data import run_command, world_questions
 from discriminator import Discriminator, discriminator_loss
 from grpo import advantages, policy_loss
 from model import load, pack
-from rollout import Response, rollout
+from rollout import rollout
 
 
 def median_seconds(work: dict, repeats: int) -> dict[str, float]:
@@ -75,19 +76,13 @@ def main() -> None:
     groups = [torch.randint(word, word + 60, (2 * G, T), generator=generator).tolist() for _ in range(Q)]
     advantage = advantages(torch.randint(0, 3, (Q, 2 * G), generator=generator).float())
     is_student = (torch.arange(2 * G) < G).repeat(Q)
-    stock = student.hf
-    each = [dict(p.pixels, input_ids=p.ids[None], attention_mask=torch.ones_like(p.ids)[None]) for p in prompts]
-    for x in each:
-        x["mm_token_type_ids"] = (x["input_ids"] == student.base.config.image_token_id).int()
-    same_length = len({len(p.ids) for p in prompts}) == 1
-    width = max(len(p.ids) for p in prompts)
+    stock, width = student.hf, max(len(p.ids) for p in prompts)
     left = dict(  # stock generate takes the questions as one left-padded batch
-        input_ids=torch.stack([torch.cat([torch.zeros(width - len(p.ids), dtype=torch.long), p.ids]) for p in prompts]),
+        input_ids=torch.stack([F.pad(p.ids, (width - len(p.ids), 0)) for p in prompts]),
         attention_mask=torch.stack([(torch.arange(width) >= width - len(p.ids)).long() for p in prompts]),
         **{k: torch.cat([p.pixels[k] for p in prompts]) for k in prompts[0].pixels},
     )
     left["mm_token_type_ids"] = (left["input_ids"] == student.base.config.image_token_id).int()
-    del same_length, each
     how = dict(do_sample=True, top_k=0, top_p=1.0, temperature=1.0, suppress_tokens=student.banned_ids)
     how |= dict(num_return_sequences=G, min_new_tokens=T, max_new_tokens=T, eos_token_id=None, pad_token_id=0)
 
@@ -121,8 +116,7 @@ def main() -> None:
         D.zero_grad()
 
     def whole_step():
-        fresh = own_rollout()
-        assert isinstance(fresh[0][0], Response)
+        own_rollout()
         d_update()
         with torch.no_grad():
             student(pack(prompts, groups))  # the reference
