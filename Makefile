@@ -11,7 +11,7 @@ test: .venv/ready
 	$(RUN) -m pytest -q --durations=5
 
 teachers: .venv/ready  # trains the tiny teacher and rebuilds its committed responses from nothing (4 minutes, one core)
-	$(RUN) train.py --stage build-teachers --run build-teachers --sft-steps 1000 --threads 1
+	$(RUN) train.py --stage build-teachers --no-resume --run build-teachers --sft-steps 1000 --threads 1
 
 bench: .venv/ready
 	$(RUN) bench.py

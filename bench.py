@@ -9,7 +9,6 @@ same number of tokens (every row decodes --response-tokens), and stock forward a
 question stands for an update without packing. Absolute times mean little on a shared CPU; ratios of one run do.
 """
 
-import argparse
 import json
 import platform
 import statistics
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from data import run_command, world_questions
+from data import Flags, run_command, world_questions
 from discriminator import Discriminator, discriminator_loss
 from grpo import advantages, policy_loss
 from model import load, pack
@@ -55,7 +54,7 @@ def separate_batch(student, prompts: list, groups: list[list[list[int]]]) -> dic
 
 def main() -> None:
     """The command line; prints key: value lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Flags(__doc__)
     parser.add_argument("--student", default="tiny-qwen", help="a name or a folder")
     parser.add_argument("--questions", type=int, default=12)
     parser.add_argument("--group-size", type=int, default=8, help="G: student responses; as many teacher responses")
@@ -96,7 +95,7 @@ def main() -> None:
 
     def packed_update():
         forget()
-        student.freeze_vision().train()
+        student.freeze("vision").train()
         batch = pack(student.see(prompts), groups)
         logp = student(batch)
         old = logp.detach()
@@ -106,7 +105,7 @@ def main() -> None:
 
     def separate_update():
         stock.train()
-        student.freeze_vision()
+        student.freeze("vision")
         stock(**separate_batch(student, prompts, groups)).loss.backward()
         stock.zero_grad()
 

@@ -12,9 +12,11 @@ Python.
     python data.py            # prints some questions of the tiny world with three ways of answering them
 """
 
+import argparse
 import hashlib
 import json
 import random
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +31,17 @@ class UserError(Exception):
     """A mistake in what the user gave us. The message is one line that names the thing and the fix; the exit code is
     2.
     """
+
+
+class Flags(argparse.ArgumentParser):
+    """A command line whose mistakes are one line: no abbreviations, no usage block."""
+
+    def __init__(self, text: str):
+        super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str):
+        """Called by argparse on a wrong flag."""
+        raise UserError(f"{message}; see python {self.prog} --help")
 
 
 def run_command(main) -> None:
@@ -67,16 +80,18 @@ def seed_of(*parts) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
 
 
-def questions_at(questions: list[Question], step: int, count: int, seed: int) -> list[Question]:
-    """The `count` questions of one step: the list is shuffled anew each epoch and read on without a gap.
+def questions_at(questions: list[Question], step: int, count: int, seed: int) -> list[tuple[Question, int]]:
+    """The `count` questions of one step, each with its epoch: shuffled anew each epoch and read on without a gap.
 
-    Example: 5 questions, count 2: steps 0, 1 and half of 2 read epoch 0, then epoch 1 begins. Never repeats inside an
-    epoch, and needs nothing but the step to be resumed.
+    Example: 5 questions, count 2: steps 0, 1 and half of 2 read epoch 0, then epoch 1 begins. A question and its epoch
+    name one visit: draws are seeded by it, so a question that meets itself in one step is answered anew. Needs nothing
+    but the step to be resumed.
     """
     out = []
     for k in range(step * count, (step + 1) * count):
         epoch, place = divmod(k, len(questions))
-        out.append(questions[np.random.default_rng(seed_of(seed, "order", epoch)).permutation(len(questions))[place]])
+        order = np.random.default_rng(seed_of(seed, "order", epoch)).permutation(len(questions))
+        out.append((questions[order[place]], epoch))
     return out
 
 
@@ -144,7 +159,8 @@ def load_questions(path: str | Path) -> list[Question]:
             raise UserError(f"{where}: 'image' must be a path, 'images' a list of paths")
         paths = tuple(str(path.parent / n) for n in names)
         pictures += [(p, where) for p in paths]
-        questions.append(Question(row["id"], paths, row["question"].strip(), row["answer"].strip()))
+        kept = {"picture": names[0] if names else row["id"]}  # what the split goes by: the same wherever the file lies
+        questions.append(Question(row["id"], paths, row["question"].strip(), row["answer"].strip(), kept))
     with ThreadPoolExecutor(8) as pool:
         for _ in tqdm(pool.map(lambda x: open_picture(*x), pictures), total=len(pictures), desc="pictures", delay=2):
             pass
@@ -157,8 +173,8 @@ def split_questions(questions: list[Question]) -> dict[str, list[Question]]:
     Questions about one picture stay together, so the held-out questions are about held-out pictures. Raises UserError
     below three different pictures.
     """
-    key = {q.id: str(q.images[0]) if q.images else q.id for q in questions}
-    order = sorted(set(key.values()), key=lambda k: seed_of("split", Path(k).name))
+    key = {q.id: q.meta["picture"] for q in questions}
+    order = sorted(set(key.values()), key=lambda k: (seed_of("split", k), k))
     if len(order) < 3:
         raise UserError(f"{len(order)} different pictures are too few: one each is needed to train, validate and test")
     held = max(1, len(order) // 10)
@@ -280,6 +296,22 @@ def ask(scene: list[Thing], rng: random.Random, kind: str | None = None) -> dict
         "b": f"look: {look_b}; final {answer}",
     }
     return {"kind": kind, "text": text, "answer": answer, "replies": replies}
+
+
+def look(question: Question, response: str) -> bool | None:
+    """Did the response look at the picture before it answered, and right? None: it did not look (or is not of this
+    world).
+
+    A look is right when it says what a perfect look says, in either voice; counted things may come in any order.
+    """
+
+    def said(text: str) -> list[str]:
+        part = re.split(r"\. the answer|; final", text)[0]
+        return sorted(part.split()) if question.meta["kind"] == "count" else part.split()
+
+    if "replies" not in question.meta or not response.startswith(("i see", "look:")):
+        return None
+    return said(response) in (said(question.meta["replies"]["a"]), said(question.meta["replies"]["b"]))
 
 
 def world_questions(split: str, count: int, seed: int = 0, cell: int = CELL, per_picture: int = 1) -> list[Question]:

@@ -17,49 +17,55 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import VLM, Batch, pack, shared_prefix, trunk
+from model import VLM, Batch, Prompt, pack, shared_prefix, trunk
 
 SYSTEM = "a response in <response> tags was written by a teacher or by a student."
-USER = "<response>{}</response> teacher 0 or student 1?"
+USER = "{question}<response>{response}</response> teacher 0 or student 1?"
+INPUTS = (
+    "response",
+    "question",
+    "picture",
+)  # what D reads: the response alone, with the question, with the picture too
 
 
 class Discriminator(nn.Module):
     """The student's backbone with a scalar head. The head starts small and without a bias, so D starts undecided."""
 
-    def __init__(self, student: VLM):
+    def __init__(self, student: VLM, reads: str = "response"):
         super().__init__()
-        self.base = copy.deepcopy(student.base).requires_grad_(True)
+        self.base, self.reads = copy.deepcopy(student.base).requires_grad_(True), reads
         vision = self.base.get_submodule(student.family.vision)
-        vision.requires_grad_(False)  # D reads text: no picture reaches it
+        vision.requires_grad_(False)  # its patches are the student's, whose tower is frozen too
+        if reads == "picture":
+            self.base.get_submodule(student.family.projector).requires_grad_(True)
         width = student.hf.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1, bias=False, device=student.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             nn.init.normal_(self.head.weight, std=0.02)
-        self.family, self.tokenizer, self.prompt = student.family, student.tokenizer, student.prompt
-        whole = student.tokenizer.apply_chat_template(
-            [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        self.before, self.after = whole.split("{}")
-        self.control = [t.content for t in student.tokenizer.added_tokens_decoder.values() if t.special]
-        self.control += ["<response>", "</response>"]
+        self.family, self.tokenizer = student.family, student.tokenizer
+        self.prompt, self.chat_text, self.without_control = student.prompt, student.chat_text, student.clean
 
     def clean(self, text: str) -> str:
         """The text without control tokens, template tags and surrounding white space."""
-        for token in self.control:
-            text = text.replace(token, "")
-        return text.strip()
+        return self.without_control(text).replace("<response>", "").replace("</response>", "").strip()
 
-    def pack(self, groups: list[list[str]], device="cpu") -> Batch:
-        """One packed row per question: groups[q] are the texts of its responses, students' and teachers' alike."""
+    def pack(self, groups: list[list[str]], asked: list[tuple[str, Prompt]] | None = None, device="cpu") -> Batch:
+        """One packed row per question: groups[q] are the texts of its responses, students' and teachers' alike.
+
+        asked[q] holds the question's text and encoded prompt; needed when D reads the question or the picture.
+        """
         prompts, rows = [], []
-        for texts in groups:
-            whole = [f"{self.before}{self.clean(text)}{self.after}" for text in texts]
+        for q, texts in enumerate(groups):
+            question, prompt = asked[q] if self.reads != "response" else ("", None)
+            looked = prompt.looked if self.reads == "picture" else []
+            user = USER.replace("{question}", question and f"{self.clean(question)} ")
+            before, _, after = self.chat_text(looked, user, SYSTEM).rpartition("{response}")
+            whole = [f"{before}{self.clean(text)}{after}" for text in texts]
             ids = self.tokenizer(whole, add_special_tokens=False)["input_ids"]
             n = shared_prefix(ids)
-            prompts.append(self.prompt(ids[0][:n], []))
+            prompts.append(self.prompt(ids[0][:n], looked))
+            prompts[-1].patches = prompt.patches if looked else None
             rows.append([x[n:] for x in ids])
         return pack(prompts, rows, device=device)
 
@@ -79,9 +85,16 @@ def discriminator_loss(student_logit, is_student, students: int, teachers: int) 
     return 0.5 * (terms[is_student].sum() / max(students, 1) + terms[~is_student].sum() / max(teachers, 1))
 
 
-def similarity_reward(student_logit: torch.Tensor) -> torch.Tensor:
-    """r_sim = 1[D(q, o) < 0.5]: 1 where the text reads like a teacher's; any shape -> same shape, fp32."""
-    return (student_logit < 0).float()
+def similarity_reward(student_logit: torch.Tensor, kind: str = "binary") -> torch.Tensor:
+    """How much a text reads like a teacher's, in [0, 1]; any shape -> same shape, fp32. The paper's is binary.
+
+    binary 1[D(q, o) < 0.5]; continuous 1 - D; levels and three: 1 - D rounded to 11 levels, and to 0, 0.5, 1.
+    """
+    if kind == "binary":
+        return (student_logit < 0).float()
+    teacher_like = torch.sigmoid(-student_logit)
+    steps = {"continuous": 0, "levels": 10, "three": 2}[kind]
+    return torch.round(teacher_like * steps) / steps if steps else teacher_like
 
 
 def discriminator_accuracy(student_logit: torch.Tensor, is_student: torch.Tensor) -> dict[str, float]:

@@ -6,14 +6,13 @@
 Statistics need neither torch nor a model: `import eval` works with numpy alone.
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 
-from data import Question, load_questions, run_command, world_questions
+from data import Flags, Question, UserError, load_questions, look, run_command, split_questions, world_questions
 from judge import Judge
 
 
@@ -46,16 +45,19 @@ def evaluate(
     """
     from rollout import GREEDY, PURE, rollout
 
-    greedy, sampled, tokens, finished, texts = [], [], [], [], {}
+    greedy, sampled, tokens, finished, surprise, looks, texts = [], [], [], [], [], [], {}
     for i in range(0, len(questions), 128):
         part = questions[i : i + 128]
-        prompts, names = [student.encode_question(q) for q in part], [q.id for q in part]
+        prompts, names, of = [student.encode_question(q) for q in part], [q.id for q in part], {q.id: q for q in part}
         once = rollout(student, prompts, names, 1, max_new_tokens, GREEDY)
         greedy += judge.verdicts(part, [r[0] for r in once])
         texts |= {r[0].question: r[0].text for r in once}
         if draws:
             for group in rollout(student, prompts, names, draws, max_new_tokens, PURE, (seed, "evaluate")):
-                sampled.append(float(np.mean(judge.verdicts(part, group))))
+                verdicts = judge.verdicts(part, group)
+                sampled.append(float(np.mean(verdicts)))
+                looks += [(look(of[r.question], r.text), v) for r, v in zip(group, verdicts, strict=True)]
+                surprise += [-x for r in group for x in r.logps]
                 tokens += [len(r.ids) for r in group]
                 finished += [r.finished for r in group]
     out = {"questions": len(questions), "greedy": float(np.mean(greedy)), "texts": texts}
@@ -67,7 +69,18 @@ def evaluate(
     if draws:
         out |= {"sampled": float(np.mean(sampled)), "sampled_interval": bootstrap(sampled)}
         out |= {"tokens": float(np.mean(tokens)), "cut_off": 1 - float(np.mean(finished))}
+        out["entropy"] = float(np.mean(surprise))  # nats per sampled token
+        if kinds:
+            out["looks"] = float(np.mean([x is not None for x, _ in looks]))
+            out["right_looks"] = float(np.mean([x for x, _ in looks if x is not None] or [0.0]))
+            out["right_look_and_answer"] = float(np.mean([bool(x) and bool(v) for x, v in looks]))
     return out
+
+
+def auc(right, wrong) -> float:
+    """Chance that a score of `right` is above one of `wrong` (ties count half); 0.5 = the scores say nothing."""
+    right, wrong = np.asarray(right)[:, None], np.asarray(wrong)[None]
+    return float(((right > wrong) + 0.5 * (right == wrong)).mean()) if right.size and wrong.size else 0.5
 
 
 # ------------------------------------------------------------------------------------------------ showing it
@@ -85,7 +98,7 @@ def write_samples(folder: Path, samples: list[tuple]) -> None:
         out += ["| who | response | similarity | answer |", "|---|---|---|---|"]
         for r in rows:
             text = r["text"].replace("|", "/").replace("\n", " ")
-            out.append(f"| {r['who']} | {text} | {r['similarity']} | {r['answer']} |")
+            out.append(f"| {r['who']} | {text} | {r.get('similarity', '-')} | {r['answer']} |")
         out.append("")
     (folder / "samples.md.part").write_text("\n".join(out))
     (folder / "samples.md.part").replace(folder / "samples.md")
@@ -123,11 +136,13 @@ def draw_curves(folder: Path, rows: list[dict], validations: list[dict]) -> None
 
 def main() -> None:
     """The command line; prints key: value lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Flags(__doc__)
     parser.add_argument("--student", required=True, help="a folder such as runs/NAME/student")
     parser.add_argument(
         "--data", default="", help="a JSONL file of questions (default: the tiny world's test questions)"
     )
+    parts = ("train", "valid", "test", "all")
+    parser.add_argument("--part", default="test", choices=parts, help="which part (train.py trains on train) [test]")
     parser.add_argument("--questions", type=int, default=1000, help="how many questions of the tiny world")
     parser.add_argument("--draws", type=int, default=4, help="sampled answers per question")
     parser.add_argument("--max-new-tokens", type=int, default=32)
@@ -136,7 +151,13 @@ def main() -> None:
     args = parser.parse_args()
     from model import load
 
-    questions = load_questions(args.data) if args.data else world_questions("test", args.questions)
+    if args.draws < 0 or args.questions < 1 or args.max_new_tokens < 1:
+        raise UserError("--draws must be at least 0, --questions and --max-new-tokens at least 1")
+    if args.data:
+        questions = load_questions(args.data)
+        questions = questions if args.part == "all" else split_questions(questions)[args.part]
+    else:
+        questions = world_questions("test" if args.part == "all" else args.part, args.questions)
     judge = Judge(args.judge)
     result = evaluate(load(args.student), questions, judge, args.max_new_tokens, args.draws, args.seed)
     result.pop("texts")

@@ -18,17 +18,43 @@ def rewards(similarity: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
     return similarity + answer
 
 
-def advantages(reward: torch.Tensor, normalise_std: bool = False) -> torch.Tensor:
+def advantages(reward: torch.Tensor, kind: str = "dr_grpo") -> torch.Tensor:
     """A_i = R_i - mean over the group: (Q, N) -> (Q, N). The group is ALL responses of the question, teachers included.
 
-    Dr.GRPO (the paper's choice) stops there; GRPO divides by the group's standard deviation (`normalise_std`).
+    dr_grpo (the paper's choice) stops there; grpo divides by the group's standard deviation; one is A = 1 for
+    everybody, which makes Eq. 2 maximum likelihood (distillation, SFT).
 
     Example: rewards [0, 1, 2, 1] -> [-1, 0, 1, 0]; four equal rewards -> four zeros (a dead group: nothing to learn).
     """
+    if kind == "one":
+        return torch.ones_like(reward)
     centred = reward - reward.mean(dim=1, keepdim=True)
-    if normalise_std:
+    if kind == "grpo":
         centred = centred / (reward.std(dim=1, keepdim=True) + 1e-4)
     return centred
+
+
+def teacher_advantages(advantage: torch.Tensor, teacher: torch.Tensor, use: str) -> torch.Tensor:
+    """What of the teacher rows' advantages reaches the gradient; advantage, teacher (Q, N) -> (Q, N).
+
+    gradient (the paper), denominator-1 and luffy: all of it. positive: nothing below zero (pushing teacher text down
+    has no bound, and cached text does not go away when its probability falls). baseline: nothing; the rows only move
+    the mean.
+    """
+    if use == "baseline":
+        return advantage.masked_fill(teacher, 0.0)
+    if use == "positive":
+        return torch.where(teacher, advantage.clamp(min=0), advantage)
+    return advantage
+
+
+def off_policy_surrogate(logp: torch.Tensor, advantage: torch.Tensor, shaped: bool) -> torch.Tensor:
+    """Teacher rows with denominator 1 instead of pi_old (LUFFY, arXiv 2504.14945): (R, L), (R,) -> (R, L).
+
+    pi A, or f(pi) A with f(x) = x / (x + 0.1), which lifts the gradient of unlikely tokens. Not clipped.
+    """
+    p = torch.exp(logp)
+    return (p / (p + 0.1) if shaped else p) * advantage[:, None]
 
 
 def surrogate(logp: torch.Tensor, logp_old: torch.Tensor, advantage: torch.Tensor, eps: float) -> torch.Tensor:
@@ -72,6 +98,8 @@ def policy_loss(
     beta: float = 0.01,
     kl_kind: str = "k3",
     length_mean: bool = False,
+    teacher: torch.Tensor | None = None,
+    teacher_use: str = "gradient",
 ) -> torch.Tensor:
     """The loss of some responses of a step, a scalar to be minimised; the losses of all parts of the step add up (Eq.
     2).
@@ -82,6 +110,9 @@ def policy_loss(
     response's own length instead (GRPO). `mask` is 1 on response tokens, the end token of a finished response included.
     """
     terms = surrogate(logp, logp_old, advantage, eps)
+    if teacher_use in ("denominator-1", "luffy"):
+        off_policy = off_policy_surrogate(logp, advantage, shaped=teacher_use == "luffy")
+        terms = torch.where(teacher[:, None], off_policy, terms)
     if beta:
         terms = terms - beta * kl(logp, logp_ref, kl_kind)
     length = mask.sum(dim=1, keepdim=True).clamp(min=1) if length_mean else max_length

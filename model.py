@@ -19,6 +19,7 @@ Left out on purpose: video, attention kernels of our own, quantisation.
 
 import contextlib
 import copy
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -33,7 +34,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedTokenizerFast,
@@ -146,12 +146,19 @@ def tiny_tokenizer(template: str) -> PreTrainedTokenizerFast:
 # ------------------------------------------------------------------------------------------------ prompts, packed rows
 @dataclass
 class Prompt:
-    """An encoded prompt: ids (P,), rotary positions (3, P), the pictures' tensors, and their patches once seen."""
+    """An encoded prompt: ids (P,), rotary positions (3, P), the tensors of each picture, and their patches once
+    seen.
+    """
 
     ids: torch.Tensor
     positions: torch.Tensor
-    pixels: dict | None = None
+    looked: list[dict]
     patches: torch.Tensor | None = None
+
+    @property
+    def pixels(self) -> dict | None:
+        """The tensors of all its pictures, joined along the first axis; None without a picture."""
+        return {k: torch.cat([x[k] for x in self.looked]) for k in self.looked[0]} if self.looked else None
 
 
 @dataclass
@@ -218,9 +225,9 @@ def pack(
             last[r] = at + n - 1 + b * width
             at, r = at + n, r + 1
     batch = Batch(ids, segment, positions, source, target, mask, last)
-    if any(p.pixels for p in prompts):
-        if all(p.patches is not None for p in prompts if p.pixels):
-            batch.patches = torch.cat([p.patches for p in prompts if p.pixels])
+    if any(p.looked for p in prompts):
+        if all(p.patches is not None for p in prompts if p.looked):
+            batch.patches = torch.cat([p.patches for p in prompts if p.looked])
         else:
             batch.pixels = join_pixels(prompts)
     for name, value in vars(batch).items():
@@ -237,8 +244,8 @@ def shared_prefix(rows: list[list[int]]) -> int:
 
 def join_pixels(prompts: list[Prompt]) -> dict:
     """The picture tensors of several prompts in one dict: stock processors lay pictures along the first axis."""
-    seen = [p.pixels for p in prompts if p.pixels]
-    return {name: torch.cat([x[name] for x in seen]) for name in seen[0]}
+    looked = [x for p in prompts for x in p.looked]
+    return {name: torch.cat([x[name] for x in looked]) for name in looked[0]}
 
 
 # ------------------------------------------------------------------------------------------------ the model
@@ -327,6 +334,7 @@ class VLM(nn.Module):
         self.ends = [ends] if isinstance(ends, int) else list(ends)  # any of them ends a response
         self.end = tokenizer.eos_token_id  # the one that teacher texts get
         special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self.control = [tokenizer.added_tokens_decoder[i].content for i in sorted(special)]
         size = hf.config.get_text_config().vocab_size
         self.banned_ids = sorted((special | set(range(len(tokenizer), size))) - set(self.ends))
         banned = torch.zeros(size)
@@ -356,10 +364,8 @@ class VLM(nn.Module):
         """The stock image processor's tensors, one dict a picture."""
         return [dict(self.image_processor([p], return_tensors="pt")) for p in pictures]
 
-    def chat_ids(self, looked: list[dict], text: str, system: str = "") -> list[int]:
-        """The chat's tokens up to where the answer begins, with as many placeholders as each picture has image
-        tokens.
-        """
+    def chat_text(self, looked: list[dict], text: str, system: str = "") -> str:
+        """The chat up to where the answer begins, with as many placeholders as each picture has image tokens."""
         content = [{"type": "image"} for _ in looked] + [{"type": "text", "text": text}]
         chat = [{"role": "system", "content": system}] if system else []
         chat.append({"role": "user", "content": content if looked else text})
@@ -367,11 +373,15 @@ class VLM(nn.Module):
         outer, inner = self.family.placeholder
         pieces = text.split(outer)
         if len(pieces) != len(looked) + 1:
-            raise UserError(f"a text holds {outer!r}, the sign for a picture; remove it: {text[:80]!r}")
+            raise ValueError(f"the text holds {outer!r}, the sign for a picture")
         for i, one in enumerate(looked):
             count = self.family.picture_tokens(self.base.config, one)
             pieces[i] += outer.replace(inner, inner * count)
-        return self.tokenizer("".join(pieces), add_special_tokens=False)["input_ids"]
+        return "".join(pieces)
+
+    def chat_ids(self, looked: list[dict], text: str, system: str = "") -> list[int]:
+        """The chat's tokens up to where the answer begins."""
+        return self.tokenizer(self.chat_text(looked, text, system), add_special_tokens=False)["input_ids"]
 
     def encode(self, pictures: list, text: str, system: str = "") -> Prompt:
         """Pictures and text as the model's chat, up to where the answer begins."""
@@ -380,13 +390,18 @@ class VLM(nn.Module):
 
     def prompt(self, ids: list[int], looked: list[dict]) -> Prompt:
         """Tokens and picture tensors as a Prompt, with the family's positions."""
-        pixels = {name: torch.cat([x[name] for x in looked]) for name in looked[0]} if looked else None
-        ids = torch.tensor(ids)
-        return Prompt(ids, self.family.positions(self.base, ids, pixels), pixels)
+        prompt = Prompt(torch.tensor(ids), torch.empty(0), looked)
+        prompt.positions = self.family.positions(self.base, prompt.ids, prompt.pixels)
+        return prompt
 
     def encode_question(self, question: Question) -> Prompt:
-        """A question as a prompt. Raises UserError naming it when it does not fit the model's positions."""
-        prompt = self.encode(question.pictures(), question.text)
+        """A question as a prompt. Raises UserError naming it when it cannot be encoded or does not fit the
+        positions.
+        """
+        try:
+            prompt = self.encode(question.pictures(), question.text)
+        except ValueError as error:
+            raise UserError(f"question {question.id!r}: {error}; change its picture or text") from None
         limit = self.hf.config.get_text_config().max_position_embeddings
         if len(prompt.ids) >= limit:
             raise UserError(
@@ -399,7 +414,7 @@ class VLM(nn.Module):
         """Encode the pictures of these prompts once, without gradient (the tower is frozen in RIL); sets their
         patches.
         """
-        todo = [p for p in prompts if p.pixels and p.patches is None]
+        todo = [p for p in prompts if p.looked and p.patches is None]
         if todo:
             pixels = {name: x.to(self.device) for name, x in join_pixels(todo).items()}
             patches = encode_pictures(self.base, self.family, pixels)
@@ -412,17 +427,36 @@ class VLM(nn.Module):
         """A reply's tokens with the end token, as the student would have to write it."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.end]
 
+    def clean(self, text: str) -> str:
+        """Text from elsewhere without anything that the tokenizer would take for a control token."""
+        for token in self.control:
+            text = text.replace(token, "")
+        return text.strip()
+
     def text(self, ids: list[int]) -> str:
         """Tokens as text, control tokens and surrounding white space removed."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     # ---- weights
-    def freeze_vision(self, frozen: bool = True) -> "VLM":
-        """Freeze the vision tower but not its projector (frozen=False: train everything)."""
+    def freeze(self, *parts: str) -> "VLM":
+        """Train everything but these parts: vision (not its projector), embeddings, attention, mlp, head.
+
+        Where embeddings and head are tied, freezing one freezes both. Raises UserError for another part.
+        """
         self.hf.requires_grad_(True)
-        if frozen:
-            self.base.get_submodule(self.family.vision).requires_grad_(False)
-            self.base.get_submodule(self.family.projector).requires_grad_(True)
+        frozen = {
+            "vision": [self.base.get_submodule(self.family.vision)],
+            "embeddings": [self.base.get_input_embeddings()],
+            "attention": [layer.self_attn for layer in self.base.language_model.layers],
+            "mlp": [layer.mlp for layer in self.base.language_model.layers],
+            "head": [self.hf.lm_head],
+        }
+        for part in parts:
+            if part not in frozen:
+                raise UserError(f"--frozen {part}: unknown; there are {', '.join(frozen)}")
+            for module in frozen[part]:
+                module.requires_grad_(False)
+        self.base.get_submodule(self.family.projector).requires_grad_(True)
         return self
 
     def twin(self) -> "VLM":
@@ -454,23 +488,38 @@ def load(name: str | Path, seed: int = 0, device="cpu") -> VLM:
         grey = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
         pictures = family.image_processor(patch_size=7, merge_size=2, temporal_patch_size=2, size=edge, **grey)
         return VLM(hf, tok, pictures).to(device).eval()
-    if not (Path(name) / "config.json").is_file():
-        raise UserError(f"{name}: neither a folder with config.json nor one of {', '.join(TINY)}; correct the name")
-    config = AutoConfig.from_pretrained(name, local_files_only=True)
-    if config.model_type not in FAMILIES:
-        raise UserError(
-            f"{name}: model type {config.model_type!r} is unknown; FAMILIES in model.py holds {', '.join(FAMILIES)}"
+    family = family_of(name)
+    try:
+        hf, info = family.model.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, local_files_only=True
         )
-    family = FAMILIES[config.model_type]
-    hf, info = family.model.from_pretrained(name, dtype=torch.float32, output_loading_info=True, local_files_only=True)
+        pictures = family.image_processor.from_pretrained(name, local_files_only=True)
+        tok = AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except Exception as error:  # whatever stock code says of a torn or missing file, as one line
+        raise UserError(
+            f"{name}: cannot be loaded ({str(error).splitlines()[0][:160]}); make the folder anew"
+        ) from None
     wrong = {k: sorted(v) for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
-    if wrong:
-        kind, names = next(iter(wrong.items()))
-        raise UserError(
-            f"{name}: {kind.replace('_', ' ')}: {', '.join(map(str, names[:3]))}; the folder is damaged, make it anew"
-        )
-    pictures = family.image_processor.from_pretrained(name, local_files_only=True)
-    return VLM(hf, AutoTokenizer.from_pretrained(name, local_files_only=True), pictures).to(device).eval()
+    for kind, names in wrong.items():
+        some = ", ".join(map(str, names[:3]))
+        raise UserError(f"{name}: {kind.replace('_', ' ')}: {some}; the folder is damaged, make it anew")
+    return VLM(hf, tok, pictures).to(device).eval()
+
+
+def family_of(folder: str | Path) -> Family:
+    """The family of a Hugging Face folder, from its config alone. Raises UserError when it cannot be one of ours."""
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"{folder}: neither a folder with config.json nor one of {', '.join(TINY)}; correct the name")
+    try:
+        kind = json.loads((Path(folder) / "config.json").read_text())["model_type"]
+    except (ValueError, KeyError):
+        raise UserError(f"{folder}/config.json: not a model's configuration; make the folder anew") from None
+    if kind not in FAMILIES:
+        raise UserError(f"{folder}: model type {kind!r} is unknown; FAMILIES in model.py holds {', '.join(FAMILIES)}")
+    for needed in ("*.safetensors", "tokenizer_config.json", "preprocessor_config.json"):
+        if not list(Path(folder).glob(needed)):
+            raise UserError(f"{folder}: {needed} is missing; the folder is damaged, make it anew")
+    return FAMILIES[kind]
 
 
 @contextlib.contextmanager

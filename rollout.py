@@ -151,23 +151,28 @@ def rollout(
     purpose: tuple = (),
     max_rows: int = 512,
     source: str = "student",
+    visits: list | None = None,
 ) -> list[list[Response]]:
     """`group` responses to each prompt, as lists in the prompts' order.
 
-    names are the questions' ids; `purpose` (seed, step, ...) and the id seed the uniform numbers. At most `max_rows`
+    names are the questions' ids; `purpose` (seed, ...), the id and the visit (which time the question is asked) seed
+    the uniform numbers. At most `max_rows`
     rows decode at once: memory for keys and values is max_rows x (prompt + max_new_tokens).
     """
+    if not prompts or not group:
+        return [[] for _ in prompts]
     vlm.eval()
     per_pass = max(1, max_rows // group)
     out = []
     with attention(vlm.base.language_model.config, "grouped_decode"):
         for i in range(0, len(prompts), per_pass):
             part = slice(i, i + per_pass)
-            out += decode(vlm, prompts[part], names[part], group, max_new_tokens, how, purpose, source)
+            keys = list(zip(names, visits or [0] * len(names), strict=True))[part]
+            out += decode(vlm, prompts[part], keys, group, max_new_tokens, how, purpose, source)
     return out
 
 
-def decode(vlm, prompts, names, group, max_new_tokens, how, purpose, source) -> list[list[Response]]:
+def decode(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> list[list[Response]]:
     """One pass of `rollout`: prefill, then one token for all living rows at a time."""
     base, device, rows = vlm.base, vlm.device, len(prompts) * group
     config = base.language_model.config
@@ -190,7 +195,7 @@ def decode(vlm, prompts, names, group, max_new_tokens, how, purpose, source) -> 
     # ---- what the rows draw from
     u = torch.zeros(rows, max_new_tokens, dtype=torch.double)
     if not how.greedy:
-        u = torch.from_numpy(np.concatenate([uniforms(group, max_new_tokens, *purpose, n) for n in names]))
+        u = torch.from_numpy(np.concatenate([uniforms(group, max_new_tokens, *purpose, *k) for k in keys]))
     u = u.to(device)
     seen = None
     if how.repetition_penalty != 1.0:
@@ -238,7 +243,7 @@ def decode(vlm, prompts, names, group, max_new_tokens, how, purpose, source) -> 
     # ---- back to lists
     tokens, logps, count, finished = tokens.tolist(), logps.tolist(), count.tolist(), finished.tolist()
     out = []
-    for i, name in enumerate(names):
+    for i, (name, _) in enumerate(keys):
         responses = []
         for g in range(group):
             r = i * group + g

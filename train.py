@@ -18,7 +18,9 @@ Left out on purpose: trainer classes, callbacks, configuration files, a logging 
 """
 
 import argparse
+import collections
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -28,10 +30,11 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost minutes on a busy machine
 
 import numpy as np
 import torch
@@ -42,8 +45,10 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from tqdm import tqdm
 
 from data import (
+    Flags,
     UserError,
     load_questions,
+    look,
     questions_at,
     read_jsonl,
     run_command,
@@ -52,22 +57,49 @@ from data import (
     world_lessons,
     world_questions,
 )
-from discriminator import Discriminator, discriminator_accuracy, discriminator_loss, similarity_reward
-from eval import draw_curves, evaluate, write_samples
-from grpo import advantages, group_metrics, kl, policy_loss, rewards, sft_loss, surrogate_metrics
+from discriminator import INPUTS, Discriminator, discriminator_accuracy, discriminator_loss, similarity_reward
+from eval import auc, draw_curves, evaluate, write_samples
+from grpo import (
+    advantages,
+    group_metrics,
+    kl,
+    policy_loss,
+    rewards,
+    sft_loss,
+    surrogate_metrics,
+    teacher_advantages,
+)
 from judge import Judge
-from model import TINY, VLM, load, new_folder, pack, save, shared_prefix
+from model import TINY, VLM, family_of, load, new_folder, pack, save, shared_prefix
 from rollout import PAPER, PURE, Response, Sampling, rollout
 
+# A method is a set of switches; flags given explicitly win. Same data, same number of updates, same evaluation for all.
+NO_D = dict(discriminator="none", similarity="none")
+LIKELIHOOD = dict(student_rows="none", advantage="one", answer="none", beta=0.0, **NO_D)
+ALGOS = {
+    "ril": {},  # the paper, Algorithm 2
+    "grpo": dict(teacher_use="none", advantage="grpo", length="mean", **NO_D),  # the paper, Algorithm 1, first baseline
+    "dr_grpo": dict(teacher_use="none", **NO_D),  # the paper, Algorithm 1, second baseline
+    "distill": LIKELIHOOD,  # supervised fine-tuning on the cached teacher responses
+    "sft": dict(teachers="reference", **LIKELIHOOD),  # supervised fine-tuning on the reference answers
+    "gail": dict(teacher_use="discriminator", similarity="continuous", answer="none"),  # D's score is the only reward
+}
+FRACTIONS = ("judged", "judge_wrong")  # settings that may be 0
 STAGES = ("sft", "teachers", "discriminator", "ril", "export", "evaluate")
 HOME = Path(__file__).resolve().parent
 TEACHERS = HOME / "results" / "teachers"  # committed: each tiny teacher's weights and its cached responses
 
 
+TEACHER_USE = ("gradient", "baseline", "positive", "denominator-1", "luffy", "discriminator", "none")
+SIMILARITIES = ("binary", "three", "levels", "continuous", "constant", "oracle", "none")
+
+
 # ------------------------------------------------------------------------------------------------ settings
-def setting(default, text: str, paper=None, choices=None):
-    """A field of Config: its help text, the paper's value (None: the paper is silent), the allowed values."""
-    return dataclasses.field(default=default, metadata=dict(text=text, paper=paper, choices=choices))
+def setting(default, text: str, paper=None, choices=None, ours=None):
+    """A field of Config: help text, the paper's value, allowed values; `ours`: our value at real scale where it is
+    silent.
+    """
+    return dataclasses.field(default=default, metadata=dict(text=text, paper=paper, choices=choices, ours=ours))
 
 
 @dataclass
@@ -76,17 +108,22 @@ class Config:
 
     run: str = setting("demo", "the run's folder is runs/NAME")
     stage: str = setting("all", "run one stage only", choices=("all", *STAGES, "build-teachers"))
-    preset: str = setting("tiny", "tiny: the defaults; paper: the paper's values", choices=("tiny", "paper"))
+    preset: str = setting(
+        "tiny", "tiny: the defaults; paper: the values of the paper, ours where it is silent", choices=("tiny", "paper")
+    )
     resume: bool = setting(True, "go on where the run stopped; --no-resume deletes it and starts anew")
     seed: int = setting(0, "seeds the student's weights, its lessons, the order of questions and every draw")
     threads: int = setting(2, "CPU threads")
+    algo: str = setting("ril", "which method: presets of the switches below (ALGOS)", choices=tuple(ALGOS))
     # who plays
     student: str = setting("tiny-qwen", "a name or a Hugging Face folder")
-    teachers: str = setting("tiny-qwen-teacher", "a tiny teacher's name or a Hugging Face folder")
+    teachers: str = setting("tiny-qwen-teacher", "tiny teachers' names or folders, A or A,B; reference: the answers")
     judge: str = setting("rule", "who decides whether an answer is right", choices=("rule",))
+    judged: float = setting(1.0, "share of the training questions that have an answer key; the rest score 0")
+    judge_wrong: float = setting(0.0, "share of training verdicts that are turned round")
     # questions
     data: str = setting("", "JSONL file of questions; without it the embedded tiny world")
-    pool: int = setting(512, "training questions of the tiny world", paper=40000)
+    pool: int = setting(512, "training questions of the tiny world")
     valid_questions: int = setting(300, "validation questions: they choose the exported checkpoint")
     test_questions: int = setting(1000, "test questions: read by the evaluate stage only")
     # warm start
@@ -98,14 +135,28 @@ class Config:
     sft_warmup: int = setting(50, "steps in which the learning rate rises to its start")
     # teachers
     teacher_samples: int = setting(8, "cached responses per question", paper=16)
-    teacher_temperature: float = setting(0.8, "sampling temperature of the teacher", paper=1.0)
+    cached: int = setting(0, "cached responses used per question and teacher (0: all)")
+    right_only: bool = setting(False, "use only the cached responses that the judge calls right (where there are any)")
+    teacher_temperature: float = setting(0.8, "sampling temperature of the teacher")
     # discriminator pre-training
     d_steps: int = setting(12, "at most so many steps")
     d_pretrain_lr: float = setting(2e-4, "learning rate at the start, falls linearly to a tenth", paper=1e-5)
     d_stop: float = setting(0.95, "stop when the accuracy on held-out questions reaches this")
+    # the switches of the paper's sections 3 and 4, named after the term that they change
+    student_rows: str = setting("gradient", "student responses: in the gradient, or none", choices=("gradient", "none"))
+    teacher_use: str = setting("gradient", "teacher rows: what for (grpo.py; discriminator: only D)", None, TEACHER_USE)
+    teacher_rows: str = setting("split", "two teachers: G/2 + G/2, or G each", choices=("split", "each"))
+    advantage: str = setting("dr_grpo", "group baseline (grpo.py)", "dr_grpo", ("dr_grpo", "grpo", "one"))
+    length: str = setting("constant", "divide a response by a constant or its length", "constant", ("constant", "mean"))
+    answer: str = setting("judge", "answer reward", "judge", ("judge", "none"))
+    similarity: str = setting("binary", "similarity reward; constant: 1 on teacher rows", "binary", SIMILARITIES)
+    discriminator: str = setting("updated", "D in the loop", "updated", ("updated", "frozen", "none"))
+    d_pretrain: bool = setting(True, "pre-train D before the loop")
+    d_input: str = setting("response", "D reads the response, the question too, the picture too", "response", INPUTS)
+    frozen: str = setting("vision", "not trained in the loop: vision,embeddings,attention,mlp,head; none")
     # the loop
     steps: int = setting(60, "steps of the RIL loop", paper=1000)
-    questions_per_step: int = setting(12, "questions per step (P)", paper=40)
+    questions_per_step: int = setting(12, "questions per step (P)", ours=40)
     group_size: int = setting(8, "student responses per question, and as many of teachers (G)", paper=4)
     lr: float = setting(1e-4, "learning rate of the student, constant", paper=1e-6)
     d_lr: float = setting(2e-4, "learning rate of the discriminator, constant", paper=1e-6)
@@ -113,13 +164,16 @@ class Config:
     kl: str = setting("k3", "estimator of the KL penalty (grpo.py)", choices=("k3", "k2"))
     eps: float = setting(0.2, "clip range of the ratio", paper=0.2)
     mu: int = setting(1, "updates per rollout, of discriminator and student", paper=1)
-    max_new_tokens: int = setting(32, "longest response; also the constant that sums are divided by", paper=512)
+    max_new_tokens: int = setting(32, "longest response; also the constant that sums are divided by", ours=512)
     sampling: str = setting(
         "pure", "pure: temperature 1; paper: top-p .95, top-k 50, penalty 1.05", "paper", ("pure", "paper")
     )
     clip: float = setting(1.0, "largest gradient norm")
     micro_batch: int = setting(12, "questions per forward pass; changes memory, not results")
     # looking at it
+    evaluated: str = setting(
+        "all", "the evaluate stage: all players, or the exported student", choices=("all", "after")
+    )
     eval_every: int = setting(10, "steps between validations")
     eval_draws: int = setting(4, "sampled answers per question in every evaluation")
     checkpoint_every: int = setting(10, "steps between checkpoints (the warm start: ten times that)")
@@ -129,34 +183,75 @@ class Config:
 def parse(argv: list[str]) -> Config:
     """Flags -> Config. Unknown flags and impossible values end in one line; --preset paper takes the paper's values."""
 
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            raise UserError(f"{message}; see python train.py --help")
-
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Flags(__doc__)
     fields = dataclasses.fields(Config)
     for f in fields:
         m, flag = f.metadata, "--" + f.name.replace("_", "-")
-        paper = "" if m["paper"] is None else f"; paper: {m['paper']}"
+        paper = (
+            f"; the paper: {m['paper']}"
+            if m["paper"] is not None
+            else f"; paper silent, ours {m['ours']}" * bool(m["ours"])
+        )
         text = f"{m['text']} [{f.default!s}{paper}]".replace("%", "%%")
         if isinstance(f.default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             parser.add_argument(flag, type=type(f.default), choices=m["choices"], default=None, help=text, metavar="X")
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-    paper = {f.name: f.metadata["paper"] for f in fields if f.metadata["paper"] is not None}
-    cfg = Config(**((paper if given.get("preset") == "paper" else {}) | given))
+    paper = {f.name: f.metadata["paper"] if f.metadata["paper"] is not None else f.metadata["ours"] for f in fields}
+    paper = {name: value for name, value in paper.items() if value is not None}
+    method = ALGOS.get(given.get("algo", "ril"), {})
+    cfg = Config(**((paper if given.get("preset") == "paper" else {}) | method | given))
     for f in fields:
         value = getattr(cfg, f.name)
-        least = 0 if f.name in ("seed", "beta", "eval_every", "eval_draws", "d_steps", "steps", "d_stop") else 1e-12
+        least = (
+            0
+            if f.name
+            in ("seed", "beta", "eval_every", "eval_draws", "d_steps", "steps", "d_stop", "cached", *FRACTIONS)
+            else 1e-12
+        )
         if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value < float("inf"):
             raise UserError(f"--{f.name.replace('_', '-')} {value}: must be {'at least 0' if not least else 'above 0'}")
     if not cfg.run or cfg.run in (".", "..") or "/" in cfg.run:
         raise UserError(f"--run {cfg.run!r}: give a plain folder name")
-    if cfg.student not in TINY and not (Path(cfg.student) / "config.json").is_file():
-        raise UserError(f"--student {cfg.student}: neither a folder with config.json nor one of {', '.join(TINY)}")
-    if cfg.stage != "build-teachers":
-        teacher_folder(cfg.teachers)
+    if cfg.student not in TINY:
+        family_of(cfg.student)
+    if not cfg.resume and cfg.stage not in ("all", "build-teachers"):
+        raise UserError(f"--no-resume deletes the run and begins anew: it does not go with --stage {cfg.stage}")
+    names = cfg.teachers.split(",")
+    for name in names if cfg.stage != "build-teachers" and cfg.teacher_use != "none" else ():
+        if name != "reference":
+            teacher_folder(name)
+    learned = cfg.similarity in ("binary", "three", "levels", "continuous")
+    senseless = {
+        "--judged and --judge-wrong are shares, between 0 and 1": not 0 <= cfg.judged <= 1
+        or not 0 <= cfg.judge_wrong <= 1,
+        f"--algo {cfg.algo} needs teachers": cfg.algo in ("ril", "gail", "distill", "sft")
+        and cfg.teacher_use == "none",
+        f"--similarity {cfg.similarity} is D's: it needs a --discriminator": learned and cfg.discriminator == "none",
+        "a --discriminator needs teacher responses: --teacher-use": cfg.discriminator != "none"
+        and cfg.teacher_use == "none",
+        "--similarity constant marks teacher rows: it needs --teacher-use": cfg.similarity == "constant"
+        and cfg.teacher_use in ("none", "discriminator"),
+        "--similarity oracle knows the tiny world only: no --data": cfg.similarity == "oracle" and bool(cfg.data),
+        f"--d-input {cfg.d_input} without a --discriminator": cfg.d_input != "response" and cfg.discriminator == "none",
+        "--discriminator frozen without --d-pretrain has learned nothing": cfg.discriminator == "frozen"
+        and not cfg.d_pretrain,
+        "no reward is left: --answer none and --similarity none": cfg.answer == cfg.similarity == "none"
+        and cfg.advantage != "one",
+        "--student-rows none leaves no group: it needs --advantage one": cfg.student_rows == "none"
+        and cfg.advantage != "one",
+        "--student-rows none and no teacher rows: nothing is trained": cfg.student_rows == "none"
+        and cfg.teacher_use not in ("gradient", "denominator-1", "luffy"),
+        "--student-rows none gives D nothing to tell apart": cfg.student_rows == "none" and cfg.discriminator != "none",
+        f"--group-size {cfg.group_size} cannot be split over {len(names)} teachers; take --teacher-rows each": (
+            cfg.teacher_rows == "split" and cfg.group_size % len(names) != 0 and cfg.teacher_use != "none"
+        ),
+        f"--teachers {cfg.teachers}: the same teacher twice": len(set(names)) < len(names),
+    }
+    for reason, wrong in senseless.items():
+        if wrong:
+            raise UserError(reason)
     return cfg
 
 
@@ -164,6 +259,7 @@ def teacher_folder(name: str) -> Path:
     """Where a teacher's weights are: a committed tiny teacher or a folder of yours."""
     for folder in (TEACHERS / name, Path(name)):
         if (folder / "config.json").is_file():
+            family_of(folder)
             return folder
     known = ", ".join(sorted(p.name for p in TEACHERS.glob("*/"))) or "none built yet: --stage build-teachers"
     raise UserError(f"--teachers {name}: neither a folder with config.json nor a tiny teacher ({known})")
@@ -178,6 +274,7 @@ class Run:
         if not cfg.resume:
             shutil.rmtree(self.path, ignore_errors=True)
         mine = dataclasses.asdict(cfg)
+        mine["data_hash"] = hashlib.sha256(Path(cfg.data).read_bytes()).hexdigest()[:16] if cfg.data else ""
         self.path.mkdir(parents=True, exist_ok=True)
         if (self.path / "config.json").exists():
             theirs = json.loads((self.path / "config.json").read_text())["settings"]
@@ -317,7 +414,7 @@ def lessons(vlm: VLM, step: int, seed: int, pictures: int, per_picture: int, voi
 def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
     """Supervised fine-tuning on the tiny world, everything trained (a tiny model starts from random weights)."""
     cfg = run.cfg
-    optimizer = adamw(vlm.freeze_vision(False).train(), cfg.sft_lr)
+    optimizer = adamw(vlm.freeze().train(), cfg.sft_lr)
     checkpoints = Checkpoints(run, stage, {"student": (vlm, optimizer)}, 10 * cfg.checkpoint_every)
     progress: dict = {}
     start = checkpoints.resume(progress)
@@ -366,21 +463,36 @@ def as_lines(responses: list[Response], verdicts: list | None = None) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def training_judge(cfg: Config) -> Judge:
+    """The judge of the loop, weakened where the study asks for it; evaluation always uses the whole one."""
+    return Judge(cfg.judge, cfg.judged, cfg.judge_wrong)
+
+
 def teachers(run: Run) -> None:
     """Cached teacher responses for every training question, judged once: the committed ones, else asked now."""
-    cfg, name = run.cfg, run.cfg.teachers
+    cfg, got = run.cfg, []
     questions = split(cfg)["train"]
-    cache, got = TEACHERS / name / "responses.jsonl", []
-    if not cfg.data and cache.exists():
-        rows = [row for _, row in read_jsonl(cache, ("question", "teacher", "text"))]
-        got = [Response(r["question"], 0, r["teacher"], [], r["text"], r["finished"]) for r in rows]
-        got = [r for r in got if r.question in {q.id for q in questions}]
-    missing = [q for q in questions if q.id not in {r.question for r in got}]
-    if missing:
-        got += ask_teacher(name, missing, cfg)
-    verdicts = Judge(cfg.judge).verdicts(questions, got)
-    run.write("teachers.jsonl", as_lines(got, verdicts))
-    print(f"  {len(got)} responses of {name} to {len(questions)} questions, {np.mean(verdicts):.1%} right")
+    for name in cfg.teachers.split(","):
+        if name == "reference":
+            got += [Response(q.id, 0, name, [], q.answer) for q in questions]
+            continue
+        cache, mine = TEACHERS / name / "responses.jsonl", []
+        made_alike = (
+            cfg.teacher_temperature == Config.teacher_temperature and cfg.teacher_samples <= Config.teacher_samples
+        )
+        if not cfg.data and cache.exists() and made_alike:
+            rows = [row for _, row in read_jsonl(cache, ("question", "teacher", "text"))]
+            mine = [Response(r["question"], 0, r["teacher"], [], r["text"], r["finished"]) for r in rows]
+            wanted, count = {q.id for q in questions}, collections.Counter()
+            for r in mine:  # the first teacher_samples of each question
+                count[r.question] += 1
+                r.index = count[r.question] - 1
+            mine = [r for r in mine if r.question in wanted and r.index < cfg.teacher_samples]
+        missing = [q for q in questions if q.id not in {r.question for r in mine}]
+        got += mine + (ask_teacher(name, missing, cfg) if missing else [])
+    run.write("teachers.jsonl", as_lines(got, training_judge(cfg).verdicts(questions, got)))
+    right = np.mean(Judge(cfg.judge).verdicts(questions, got))
+    print(f"  {len(got)} responses of {cfg.teachers} to {len(questions)} questions, {right:.1%} right")
 
 
 def build_teachers(run: Run) -> None:
@@ -410,31 +522,46 @@ def split(cfg: Config) -> dict[str, list]:
 
 
 class TeacherCache:
-    """The teachers' responses in the student's tokens; `draw` takes G of a question's, at random, seeded."""
+    """The teachers' responses in the student's tokens; `draw` takes a question's, at random, seeded."""
 
     def __init__(self, run: Run, student: VLM, questions: list):
-        self.of: dict[str, list] = {q.id: [] for q in questions}
+        cfg = self.cfg = run.cfg
+        self.names = cfg.teachers.split(",")
+        self.each = cfg.group_size // (len(self.names) if cfg.teacher_rows == "split" else 1)
+        self.rows = self.each * len(self.names)  # teacher rows of a group
+        self.of: dict[str, dict[str, list]] = {q.id: {name: [] for name in self.names} for q in questions}
         cut = 0
         for _, row in read_jsonl(run.path / "teachers.jsonl", ("question", "teacher", "text", "verdict")):
-            ids = student.reply_ids(row["text"])
-            if row["finished"] and row["text"] and len(ids) <= run.cfg.max_new_tokens and row["question"] in self.of:
-                response = Response(row["question"], len(self.of[row["question"]]), row["teacher"], ids, row["text"])
-                self.of[row["question"]].append((response, row["verdict"]))
-            else:
+            text = student.clean(row["text"])
+            ids = student.reply_ids(text)
+            if not (row.get("finished", True) and text and len(ids) <= cfg.max_new_tokens):
                 cut += 1
+            elif row["question"] in self.of:
+                found = self.of[row["question"]][row["teacher"]]
+                response = Response(row["question"], len(found), row["teacher"], ids, text)
+                found.append((response, row["verdict"]))
         if cut:
-            print(f"  {cut} teacher responses are left out: cut off, empty, or over {run.cfg.max_new_tokens} tokens")
-        none = [q for q, found in self.of.items() if not found]
+            print(f"  {cut} teacher responses are left out: cut off, empty, or over {cfg.max_new_tokens} tokens")
+        none = [q for q, found in self.of.items() if not any(found.values())]
         if none:
-            raise UserError(
-                f"no teacher response to {len(none)} questions, the first is {none[0]!r}; see {run.path}/teachers.jsonl"
-            )
+            fix = f"see {run.path}/teachers.jsonl, or raise --max-new-tokens"
+            raise UserError(f"no whole teacher response to {len(none)} questions, the first is {none[0]!r}; {fix}")
+        for found in self.of.values():
+            for name, mine in found.items():
+                mine = [x for x in mine if x[1]] or mine if cfg.right_only else mine
+                found[name] = mine[: cfg.cached or None]
+            for name in self.names:  # where one teacher has none, the others fill in
+                found[name] = found[name] or [x for other in found.values() for x in other]
 
-    def draw(self, question: str, count: int, *purpose) -> tuple[list[Response], list[int]]:
-        """`count` different responses and their verdicts (with repeats only where the cache holds fewer)."""
-        found = self.of[question]
+    def draw(self, question: str, *purpose, count: int = 0) -> tuple[list[Response], list[int]]:
+        """Each teacher's share of a group (or `count` each) and the verdicts; repeats only where the cache holds
+        fewer.
+        """
         rng = np.random.default_rng(seed_of(*purpose, question, "teacher draw"))
-        chosen = [found[i] for i in rng.choice(len(found), count, replace=len(found) < count)]
+        chosen = []
+        for found in self.of[question].values():
+            n = count or self.each
+            chosen += [found[i] for i in rng.choice(len(found), n, replace=len(found) < n)]
         return [r for r, _ in chosen], [v for _, v in chosen]
 
 
@@ -454,6 +581,13 @@ def discriminator_update(D: Discriminator, batches: list, is_student: torch.Tens
     return total, torch.cat(logits)
 
 
+def d_batches(D: Discriminator, questions: list, prompts: list, groups: list, micro_batch: int) -> list:
+    """The texts of every group in D's template, packed: one row per question, `micro_batch` rows a pass."""
+    asked = [(q.text, p) for q, p in zip(questions, prompts, strict=True)]
+    texts = [[r.text for r in g] for g in groups]
+    return [D.pack(texts[s], asked[s], D.head.weight.device) for s in slices(len(groups), micro_batch)]
+
+
 def discriminator(run: Run) -> None:
     """Pre-train D on fresh student samples against cached teacher responses; stop early on held-out questions."""
     cfg = run.cfg
@@ -462,23 +596,26 @@ def discriminator(run: Run) -> None:
     cache = TeacherCache(run, student, questions)
     hold = max(1, min(32, len(questions) // 8))
     held, train = questions[:hold], questions[hold:] or questions
-    D = Discriminator(student).train()
+    D = Discriminator(student, cfg.d_input).train()
     optimizer = adamw(D, cfg.d_pretrain_lr)
+    run.rewind("discriminator", 0)
 
     def texts(questions: list, step: int) -> tuple[list, torch.Tensor]:
         prompts, names = [student.encode_question(q) for q in questions], [q.id for q in questions]
-        fresh = rollout(student, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, PURE, (cfg.seed, "d", step))
-        groups, n = [], cfg.teacher_samples
-        for name, responses in zip(names, fresh, strict=True):
-            groups.append([r.text for r in responses + cache.draw(name, n, cfg.seed, "d", step)[0]])
-        is_student = (torch.arange(2 * n) < n).repeat(len(questions))
-        return [D.pack(groups[s], student.device) for s in slices(len(groups), cfg.micro_batch)], is_student
+        n = cfg.teacher_samples
+        fresh = rollout(student, prompts, names, n, cfg.max_new_tokens, PURE, (cfg.seed, "d", step))
+        groups = [
+            mine + cache.draw(name, cfg.seed, "d", step, count=n)[0] for name, mine in zip(names, fresh, strict=True)
+        ]
+        is_student = torch.tensor([r.source == "student" for g in groups for r in g])
+        return d_batches(D, questions, prompts, groups, cfg.micro_batch), is_student
 
     held_batches, held_is_student = texts(held, -1)
-    for step in range(cfg.d_steps):
+    for step in range(cfg.d_steps if cfg.d_pretrain else 0):
         for group in optimizer.param_groups:
             group["lr"] = cfg.d_pretrain_lr * (1 - 0.9 * step / cfg.d_steps)
-        step_questions = questions_at(train, step, cfg.questions_per_step, seed_of(cfg.seed, "d"))
+        visits = questions_at(train, step, cfg.questions_per_step, seed_of(cfg.seed, "d"))
+        step_questions = [q for q, _ in visits]
         batches, is_student = texts(step_questions, step)
         loss, _ = discriminator_update(D, batches, is_student)
         update(optimizer, cfg.clip, loss, run, "discriminator", step, [q.id for q in step_questions])
@@ -494,63 +631,83 @@ def discriminator(run: Run) -> None:
 
 # ------------------------------------------------------------------------------------------------ stage: ril
 def ril(run: Run) -> None:
-    """Algorithm 2 of the paper. The numbers are those of the README."""
-    cfg, judge = run.cfg, Judge(run.cfg.judge)
-    student = load(run.path / "sft").freeze_vision()
+    """Algorithm 2 of the paper. The numbers are those of the README; the switches default to the paper's choices."""
+    cfg, judge = run.cfg, training_judge(run.cfg)
+    student = load(run.path / "sft").freeze(*cfg.frozen.replace("none", "").split(",") if cfg.frozen != "none" else ())
     reference, replica = student.twin(), student.twin()  # pi_ref never changes; pi_old is refreshed at every step
-    D = Discriminator(student)
-    D.load_state_dict(load_file(run.path / "discriminator" / "model.safetensors"))
+    student_optimizer = adamw(student, cfg.lr)
+    trained = {"student": (student, student_optimizer)}
+    if cfg.discriminator != "none":
+        D = Discriminator(student, cfg.d_input)
+        D.load_state_dict(load_file(run.path / "discriminator" / "model.safetensors"))
+        d_optimizer = adamw(D, cfg.d_lr)
+        trained["D"] = (D, d_optimizer)
     parts = split(cfg)
     questions, valid = parts["train"], parts["valid"]
-    cache = TeacherCache(run, student, questions)
-    student_optimizer, d_optimizer = adamw(student, cfg.lr), adamw(D, cfg.d_lr)
-    checkpoints = Checkpoints(
-        run, "ril", dict(student=(student, student_optimizer), D=(D, d_optimizer)), cfg.checkpoint_every
-    )
-    progress = {"best": -1.0, "best_step": -1}
+    cache = TeacherCache(run, student, questions) if cfg.teacher_use != "none" else None
+    checkpoints, progress = Checkpoints(run, "ril", trained, cfg.checkpoint_every), {"best": -1.0, "best_step": -1}
     start = checkpoints.resume(progress)
-    how, P, G = PAPER if cfg.sampling == "paper" else PURE, cfg.questions_per_step, cfg.group_size
-    objective = dict(responses=P * 2 * G, max_length=cfg.max_new_tokens, eps=cfg.eps, beta=cfg.beta, kl_kind=cfg.kl)
-    teacher_rows = torch.arange(2 * G).expand(P, -1) >= G  # (P, 2G): the second half of every group
+    how, P = PAPER if cfg.sampling == "paper" else PURE, cfg.questions_per_step
+    G, T = cfg.group_size * (cfg.student_rows != "none"), cache.rows if cache else 0  # rows of a group: G + T
+    is_teacher = (torch.arange(G + T) >= G).expand(P, -1)  # (P, G + T)
+    inside = G if cfg.teacher_use == "discriminator" else G + T  # the rows that make the group's mean
+    rows = G if cfg.teacher_use in ("discriminator", "baseline") else G + T  # the rows that the policy is scored on
+    objective = dict(responses=P * inside, max_length=cfg.max_new_tokens, eps=cfg.eps, beta=cfg.beta, kl_kind=cfg.kl)
+    objective |= dict(length_mean=cfg.length == "mean", teacher_use=cfg.teacher_use)
     if start == 0:
-        validate(run, student, valid, judge, 0, progress)
+        validate(run, student, valid, 0, progress)
 
     for step in range(start, cfg.steps):
         clock = time.perf_counter()
         # 1 questions
-        asked = questions_at(questions, step, P, cfg.seed)
+        asked, visits = zip(*questions_at(questions, step, P, cfg.seed), strict=True)
         prompts, names = [student.encode_question(q) for q in asked], [q.id for q in asked]
 
         # 2 rollout: G responses per question from the replica, which is pi_old
         replica.copy_from(student)
-        fresh = rollout(replica, prompts, names, G, cfg.max_new_tokens, how, (cfg.seed, step, "rollout"))
+        fresh = rollout(replica, prompts, names, G, cfg.max_new_tokens, how, (cfg.seed, "rollout"), visits=visits)
         clock_rollout = time.perf_counter()
 
-        # 3 teachers: G cached responses per question
-        cached = [cache.draw(name, G, cfg.seed, step) for name in names]
+        # 3 teachers: cached responses to the same questions
+        cached = [cache.draw(*visit, cfg.seed) if cache else ([], []) for visit in zip(names, visits, strict=True)]
 
         # 4 pack: one question = one row, for the policies (with picture and question) and for D (its template)
         groups = [mine + theirs for mine, (theirs, _) in zip(fresh, cached, strict=True)]
         cut = slices(P, cfg.micro_batch)
-        packed = [pack(prompts[s], [[r.ids for r in g] for g in groups[s]], device=student.device) for s in cut]
-        d_packed = [D.pack([[r.text for r in g] for g in groups[s]], student.device) for s in cut]
+        seen = student.see(prompts) if "vision" in cfg.frozen else [replace(p, patches=None) for p in prompts]
+        packed = [pack(seen[s], [[r.ids for r in g[:rows]] for g in groups[s]], device=student.device) for s in cut]
 
         # 5 discriminator: mu updates by Eq. 1
-        for _ in range(cfg.mu):
-            d_loss, student_logit = discriminator_update(D.train(), d_packed, ~teacher_rows.flatten())
-            update(d_optimizer, cfg.clip, d_loss, run, "ril", step, names)
-        d_accuracy = discriminator_accuracy(student_logit, ~teacher_rows.flatten())
+        d_row = {}
+        if cfg.discriminator != "none":
+            d_packed = d_batches(D, asked, prompts, groups, cfg.micro_batch)
+            for _ in range(cfg.mu):
+                d_loss, student_logit = discriminator_update(D.train(), d_packed, ~is_teacher.flatten())
+                if cfg.discriminator == "updated":
+                    update(d_optimizer, cfg.clip, d_loss, run, "ril", step, names)
+                d_optimizer.zero_grad()
+            d_row = {"d_loss": d_loss, **discriminator_accuracy(student_logit, ~is_teacher.flatten())}
         clock_d = time.perf_counter()
 
         # 6 rewards: r_sim from the just-updated D, r_ans from the judge (the teachers' verdicts are cached)
-        with torch.no_grad():
-            similarity = similarity_reward(torch.cat([D(b) for b in d_packed])).view(P, 2 * G)
+        if cfg.similarity in ("constant", "none"):
+            similarity = is_teacher.float() * (cfg.similarity == "constant")
+        elif cfg.similarity == "oracle":
+            similarity = torch.tensor(
+                [[float(look(q, r.text) or 0) for r in g] for q, g in zip(asked, groups, strict=True)]
+            )
+        else:
+            with torch.no_grad():
+                student_logit = torch.cat([D(b) for b in d_packed]).view(P, G + T)
+            similarity = similarity_reward(student_logit, cfg.similarity)
+            d_row["look_auc"] = look_auc(asked, fresh, student_logit)
         verdicts = [judge.verdicts(asked, g[:G]) + v for g, (_, v) in zip(groups, cached, strict=True)]
-        answer = torch.tensor(verdicts, dtype=torch.float32)
+        answer = torch.tensor(verdicts, dtype=torch.float32) * (cfg.answer == "judge")
         reward = rewards(similarity, answer)
 
         # 7 advantages over the whole group
-        advantage = advantages(reward)  # (P, 2G)
+        advantage = advantages(reward[:, :inside], cfg.advantage)
+        advantage = teacher_advantages(advantage, is_teacher[:, :inside], cfg.teacher_use)[:, :rows]
 
         # 8 student: mu updates by Eq. 2; pi_old's log-probs come from this forward pass, not from the sampler
         with torch.no_grad():
@@ -562,50 +719,67 @@ def ril(run: Run) -> None:
                 logp = student(batch)
                 if k == 0:
                     logp_old.append(logp.detach())
-                loss = policy_loss(logp, logp_old[i], logp_ref[i], advantage[s].flatten(), batch.mask, **objective)
+                old, ref, of_teacher = logp_old[i], logp_ref[i], is_teacher[s, :rows].flatten()
+                loss = policy_loss(logp, old, ref, advantage[s].flatten(), batch.mask, teacher=of_teacher, **objective)
                 loss.backward()
                 loss_sum += loss.item()
-                ratios.append(surrogate_metrics(logp.detach(), logp_old[i], batch.mask, cfg.eps))
+                ratios.append(surrogate_metrics(logp.detach(), old, batch.mask, cfg.eps))
             norm = update(student_optimizer, cfg.clip, loss_sum, run, "ril", step, names)
         clock_student = time.perf_counter()
 
         # 9 log
-        row = dict(loss=loss_sum, gradient_norm=norm, d_loss=d_loss, **d_accuracy)
-        row |= group_metrics(reward, similarity, answer, teacher_rows)
+        row = dict(loss=loss_sum, gradient_norm=norm, **d_row)
+        row |= group_metrics(reward, similarity, answer, is_teacher)
+        row["dead_groups"] = (advantage == 0).all(dim=1).float().mean().item()
         row |= {name: float(np.mean([r[name] for r in ratios])) for name in ratios[0]}
-        row |= token_metrics(fresh, packed, logp_old, logp_ref, teacher_rows, cut, cfg.kl)
+        row |= token_metrics(fresh, packed, logp_old, logp_ref, is_teacher[:, :rows], cut, cfg.kl)
         run.log("metrics.jsonl", stage="ril", step=step, **row)
-        show(run, step, asked[0], groups[0], similarity[0], answer[0], advantage[0], G)
+        show(run, step, asked[0], groups[0], similarity[0], answer[0], reward[0], [0, G] if G and T else [0])
         seconds = dict(rollout=clock_rollout - clock, discriminator=clock_d - clock_rollout)
         seconds |= dict(student=clock_student - clock_d, total=time.perf_counter() - clock)
         run.log("timing.jsonl", stage="ril", step=step, **seconds)
         print(line(step, cfg.steps, row, seconds["total"]), flush=True)
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
-            validate(run, student, valid, judge, step + 1, progress)
+            validate(run, student, valid, step + 1, progress)
         checkpoints.save(step + 1, progress)
     save(student, run.path / "checkpoints" / "last", torch.float32)
 
 
-def token_metrics(fresh, packed, logp_old, logp_ref, teacher_rows, cut, kind: str) -> dict[str, float]:
+def look_auc(asked: list, fresh: list, student_logit: torch.Tensor) -> float:
+    """Does D see truth? AUC of its teacher-likeness, right against wrong looks among the student's rows; 0.5 = no."""
+    looks = [
+        (look(q, r.text), -x)
+        for q, g, z in zip(asked, fresh, student_logit.tolist(), strict=True)
+        for r, x in zip(g, z, strict=False)
+    ]
+    return auc([x for right, x in looks if right], [x for right, x in looks if right is False])
+
+
+def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str) -> dict[str, float]:
     """What the step's tokens look like under the policy; every name is defined in the README."""
-    mine, theirs, gap, penalty, tokens = [], [], [], [], 0
+    mine, theirs, gap, penalty, tokens = [torch.zeros(0)], [torch.zeros(0)], [torch.zeros(1)], [torch.zeros(0)], 0
     for s, batch, old, ref in zip(cut, packed, logp_old, logp_ref, strict=True):
-        is_teacher = teacher_rows[s].flatten()[:, None].to(batch.mask.device) & batch.mask
-        mine.append(old[batch.mask & ~is_teacher])
-        theirs.append(old[is_teacher])
+        of_teacher = is_teacher[s].flatten()[:, None].to(batch.mask.device) & batch.mask
+        mine.append(old[batch.mask & ~of_teacher])
+        theirs.append(old[of_teacher])
         sampler = [torch.tensor(r.logps) for g in fresh[s] for r in g]
-        gap.append(torch.cat(sampler).to(old.device) - mine[-1])
+        if sampler:
+            gap.append((torch.cat(sampler).to(old.device) - mine[-1]).abs())
         tokens += int((batch.segment >= 0).sum())
         if ref is not None:
-            penalty.append(kl(mine[-1], ref[batch.mask & ~is_teacher], kind))
+            penalty.append(kl(mine[-1], ref[batch.mask & ~of_teacher], kind))
     responses = [r for g in fresh for r in g]
+
+    def mean(values):
+        return float(np.mean(values)) if len(values) else 0.0
+
     return {
-        "tokens": float(np.mean([len(r.ids) for r in responses])),
-        "cut_off": float(np.mean([not r.finished for r in responses])),
-        "nll_student": -torch.cat(mine).mean().item(),
-        "nll_teacher": -torch.cat(theirs).mean().item(),
-        "kl": torch.cat(penalty).mean().item() if penalty else 0.0,
-        "sampler_gap": torch.cat(gap).abs().max().item(),
+        "tokens": mean([len(r.ids) for r in responses]),
+        "cut_off": mean([not r.finished for r in responses]),
+        "nll_student": mean(-torch.cat(mine).cpu().numpy()),
+        "nll_teacher": mean(-torch.cat(theirs).cpu().numpy()),
+        "kl": mean(torch.cat(penalty).cpu().numpy()),
+        "sampler_gap": torch.cat(gap).max().item(),
         "packed_tokens": tokens,
     }
 
@@ -613,28 +787,28 @@ def token_metrics(fresh, packed, logp_old, logp_ref, teacher_rows, cut, kind: st
 def line(step: int, steps: int, row: dict, seconds: float) -> str:
     """One aligned line per step; the README says how to read it."""
     return (
-        f"  {step + 1:4d}/{steps}  sim {row['similarity']:.2f}  ans {row['answer']:.2f}  D acc {row['d_accuracy']:.2f}"
-        f"  dead {row['dead_groups']:.2f}  tokens {row['tokens']:4.1f}"
+        f"  {step + 1:4d}/{steps}  sim {row['similarity']:.2f}  ans {row['answer']:.2f}"
+        f"  D acc {row.get('d_accuracy', 0):.2f}  dead {row['dead_groups']:.2f}  tokens {row['tokens']:4.1f}"
         f"  nll {row['nll_student']:.2f}/{row['nll_teacher']:.2f}  kl {row['kl']:.3f}"
         f"  grad {row['gradient_norm']:.2f}  {seconds:.2f} s"
     )
 
 
-def show(run: Run, step: int, question, group: list, similarity, answer, advantage, G: int) -> None:
+def show(run: Run, step: int, question, group: list, similarity, answer, reward, which: list[int]) -> None:
     """One shown question of the step: a student's and a teacher's response with both rewards and the advantage."""
     chosen = [
         dict(source=group[i].source, text=group[i].text, similarity=similarity[i].item(), answer=answer[i].item())
-        | dict(advantage=advantage[i].item())
-        for i in (0, G)
+        | dict(advantage=(reward[i] - reward.mean()).item())
+        for i in which
     ]
     row = dict(question=question.id, text=question.text, reference=question.answer, responses=chosen)
     run.log("samples.jsonl", stage="ril", step=step, **row)
 
 
-def validate(run: Run, student: VLM, valid: list, judge: Judge, step: int, progress: dict) -> None:
+def validate(run: Run, student: VLM, valid: list, step: int, progress: dict) -> None:
     """Accuracy on the validation questions; the best student so far (by sampled accuracy) is kept for export."""
     cfg = run.cfg
-    found = evaluate(student, valid, judge, cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
+    found = evaluate(student, valid, Judge(cfg.judge), cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
     score = found.get("sampled", found["greedy"])
     row = dict(valid_greedy=found["greedy"], valid_sampled=score)
     run.log("metrics.jsonl", stage="ril", step=step - 1, **row)  # belongs to the state behind that step
@@ -665,48 +839,64 @@ def export(run: Run) -> None:
 
 # ------------------------------------------------------------------------------------------------ stage: evaluate
 def evaluate_run(run: Run) -> None:
-    """Held-out questions before and after, the teacher beside them; writes summary.json, curves.png, samples.md."""
+    """Held-out questions before and after, the teachers beside them; writes samples.md, curves.png, then
+    summary.json.
+    """
     cfg, judge = run.cfg, Judge(run.cfg.judge)
     test = split(cfg)["test"]
     players = {"before": run.path / "sft", "after": run.path / "student", "last": run.path / "last"}
-    players["teacher"] = teacher_folder(cfg.teachers)
-    summary, texts = {"run": cfg.run, "test_questions": len(test)}, {}
+    if cfg.teacher_use != "none":
+        names = [name for name in cfg.teachers.split(",") if name != "reference"]
+        players |= {f"teacher{'_2' * bool(i)}": teacher_folder(name) for i, name in enumerate(names[:2])}
+    if cfg.evaluated == "after":
+        players = {"after": players["after"]}
+    summary, texts = {"run": cfg.run, "algo": cfg.algo, "test_questions": len(test)}, {}
     for who in tqdm(players, "evaluation", delay=2):
         found = evaluate(load(players[who]), test, judge, cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
         texts[who] = found.pop("texts")
-        for name in ("greedy", "sampled", "tokens", "cut_off"):
-            if name in found:
-                summary[f"{name}_{who}"] = round(found[name], 4)
-                if f"{name}_interval" in found:
-                    summary[f"{name}_{who}_interval"] = [round(x, 4) for x in found[f"{name}_interval"]]
-        summary[f"greedy_{who}_by_kind"] = {k: round(x, 4) for k, x in found["greedy_by_kind"].items()}
+        summary |= {f"{name}_{who}": value for name, value in rounded(found).items() if name != "questions"}
     rows = [r for r in run.rows("metrics.jsonl", "ril") if "similarity" in r]
     few = max(1, min(5, len(rows) // 2))
-    for name in ("similarity", "answer", "d_accuracy", "dead_groups"):
-        if rows:
+    for name in ("similarity", "answer", "d_accuracy", "dead_groups", "nll_student", "nll_teacher"):
+        if rows and name in rows[0]:
             summary[f"{name}_start"] = round(float(np.mean([r[name] for r in rows[:few]])), 4)
             summary[f"{name}_end"] = round(float(np.mean([r[name] for r in rows[-few:]])), 4)
+    summary["packed_tokens"] = sum(r["packed_tokens"] for r in rows)
     validations = [r for r in run.rows("metrics.jsonl", "ril") if "valid_sampled" in r]
     summary["exported_step"] = max(validations, key=lambda r: r["valid_sampled"])["step"] + 1
-    cached = read_jsonl(run.path / "teachers.jsonl")
-    summary["teacher_cached_right"] = round(float(np.mean([row["verdict"] for _, row in cached])), 4)
+    if cfg.evaluated == "all":
+        write_samples(run.path, shown(run, test[:8], judge, texts))
+        draw_curves(run.path, rows, validations)
     run.write("summary.json", summary)
-    write_samples(run.path, shown(run, test[:8], judge, texts))
-    draw_curves(run.path, rows, validations)
+
+
+def rounded(found: dict) -> dict:
+    """Numbers of a result, four digits each."""
+    if isinstance(found, dict):
+        return {k: rounded(v) for k, v in found.items()}
+    return [rounded(x) for x in found] if isinstance(found, list | tuple) else round(found, 4)
 
 
 def shown(run: Run, questions: list, judge: Judge, texts: dict) -> list[tuple]:
     """[(question, [{who, text, similarity, answer}])] for samples.md; similarity is the pre-trained discriminator's."""
-    D = Discriminator(load(run.path / "sft"))
-    D.load_state_dict(load_file(run.path / "discriminator" / "model.safetensors"))
+    D, student = None, load(run.path / "sft")
+    if run.cfg.discriminator != "none":
+        D = Discriminator(student, run.cfg.d_input)
+        D.load_state_dict(load_file(run.path / "discriminator" / "model.safetensors"))
     out = []
     for q in questions:
-        said = {who: texts[who][q.id] for who in ("before", "after", "teacher")}
-        with torch.no_grad():
-            similarity = similarity_reward(D(D.pack([list(said.values())])))
-        verdicts = judge.verdicts([q] * 3, [Response(q.id, 0, who, [], text) for who, text in said.items()])
-        rows = zip(said, said.values(), similarity.tolist(), verdicts, strict=True)
-        out.append((q, [dict(who=w, text=x, similarity=int(s), answer=v) for w, x, s, v in rows]))
+        said = {who: texts[who][q.id] for who in texts if who != "last"}
+        verdicts = judge.verdicts([q], [Response(q.id, 0, who, [], text) for who, text in said.items()])
+        rows = [dict(who=w, text=x, answer=v) for (w, x), v in zip(said.items(), verdicts, strict=True)]
+        if D:
+            with torch.no_grad():
+                prompts = student.see([student.encode_question(q)])
+                student_logit = D(
+                    d_batches(D, [q], prompts, [[Response(q.id, 0, "", [], x) for x in said.values()]], 1)[0]
+                )
+            for row, reward in zip(rows, similarity_reward(student_logit).tolist(), strict=True):
+                row["similarity"] = int(reward)
+        out.append((q, rows))
     return out
 
 
@@ -721,24 +911,36 @@ STAGE_OF = dict(
 )
 
 
+def stages_of(cfg: Config) -> list[str]:
+    """The stages that this method has: no teachers without teacher rows, no discriminator without D."""
+    has = {"teachers": cfg.teacher_use != "none", "discriminator": cfg.discriminator != "none"}
+    return [name for name in STAGES if has.get(name, True)]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the stages whose artefact is missing, say which are skipped, end with the summary."""
     cfg = parse(sys.argv[1:] if argv is None else argv)
     warnings.filterwarnings("ignore", message=".*(torch.distributed is disabled|TypedStorage|_get_pg_default_device).*")
     torch.set_num_threads(cfg.threads)
     torch.use_deterministic_algorithms(True)
-    split(cfg)  # read every question before anything is written: bad input leaves no trace
+    if cfg.data:  # read and encode every question before anything is written: bad input leaves no trace
+        encoder = load(cfg.student, cfg.seed)
+        for q in tqdm(load_questions(cfg.data), "questions", delay=2):
+            encoder.encode_question(q)
+        split(cfg)
+    needed = STAGES[: STAGES.index(cfg.stage)] if cfg.stage in STAGES else ()
+    for earlier in stages_of(cfg):
+        if earlier in needed and not (Path("runs") / cfg.run / STAGE_OF[earlier][1]).exists():
+            missing = Path("runs") / cfg.run / STAGE_OF[earlier][1]
+            raise UserError(f"--stage {cfg.stage} needs {missing}; run --stage {earlier} first")
     run = Run(cfg)
     if cfg.stage == "build-teachers":
         build_teachers(run)
         return
-    for i, name in enumerate(STAGES):
+    for name in stages_of(cfg):
         action, artefact, title = STAGE_OF[name]
         if cfg.stage not in ("all", name):
             continue
-        for earlier in STAGES[:i]:
-            if not (run.path / STAGE_OF[earlier][1]).exists():
-                raise UserError(f"--stage {name} needs {run.path / STAGE_OF[earlier][1]}; run --stage {earlier} first")
         if (run.path / artefact).exists():
             print(f"{title}: skipped, {run.path / artefact} is there")
             continue
