@@ -69,6 +69,13 @@ class Discriminator(nn.Module):
             rows.append([x[n:] for x in ids])
         return pack(prompts, rows, device=device)
 
+    def batches(self, questions: list, prompts: list[Prompt], groups: list[list], micro_batch: int) -> list[Batch]:
+        """The responses of every question's group, packed: one row per question, `micro_batch` rows a pass."""
+        asked = [(q.text, p) for q, p in zip(questions, prompts, strict=True)]
+        texts = [[r.text for r in g] for g in groups]
+        cut = [slice(i, i + micro_batch) for i in range(0, len(groups), micro_batch)]
+        return [self.pack(texts[s], asked[s], self.head.weight.device) for s in cut]
+
     def forward(self, batch: Batch) -> torch.Tensor:
         """student_logit (R,), fp32: above 0 reads like the student, below 0 like a teacher."""
         hidden = trunk(self.base, self.family, batch)[batch.last]
@@ -102,3 +109,20 @@ def discriminator_accuracy(student_logit: torch.Tensor, is_student: torch.Tensor
     right = (student_logit > 0) == is_student
     on_student, on_teacher = (right[x].float().mean().item() if x.any() else 0.0 for x in (is_student, ~is_student))
     return {"d_accuracy": (on_student + on_teacher) / 2, "d_on_student": on_student, "d_on_teacher": on_teacher}
+
+
+def discriminator_update(
+    D: Discriminator, batches: list[Batch], is_student: torch.Tensor
+) -> tuple[float, torch.Tensor]:
+    """Gradients of Eq. 1 on the packed texts of a step: -> loss, student_logit (R,); is_student (R,) in packed
+    order.
+    """
+    students, logits, total = int(is_student.sum()), [], 0.0
+    for batch in batches:
+        here = is_student[sum(map(len, logits)) :][: len(batch.last)]
+        student_logit = D(batch)
+        loss = discriminator_loss(student_logit, here, students, len(is_student) - students)
+        loss.backward()
+        logits.append(student_logit.detach())
+        total += loss.item()
+    return total, torch.cat(logits)

@@ -1,7 +1,8 @@
 """Measuring a student: accuracy on questions, greedy and sampled, with intervals.
 
     python eval.py --student runs/demo/student                        # the tiny world's held-out questions
-    python eval.py --student runs/demo/student --data mine.jsonl      # your own questions
+    python eval.py --student runs/demo/student --data mine.jsonl      # your own questions (their test part)
+    python eval.py --collect main --cells ril,distill --seeds 0,1     # a study's table (results/main.sh calls it)
 
 Statistics need neither torch nor a model: `import eval` works with numpy alone.
 """
@@ -134,10 +135,139 @@ def draw_curves(folder: Path, rows: list[dict], validations: list[dict]) -> None
     (folder / "curves.part.png").replace(folder / "curves.png")
 
 
+# ------------------------------------------------------------------------------------------------ studies
+STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 97.5 %, by n
+
+
+def over_seeds(values: list[float]) -> dict:
+    """Mean, half width of the 95 % interval by Student's t (None for one seed), and the values themselves."""
+    n = len(values)
+    half = STUDENT_T.get(n, 2.0) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
+    return {"mean": float(np.mean(values)), "half": half, "values": values}
+
+
+COLUMNS = {  # column of the table -> (key in summary.json, decimals)
+    "sampled": ("sampled_after", 3),
+    "greedy": ("greedy_after", 3),
+    "entropy": ("entropy_after", 2),
+    "looks": ("looks_after", 2),
+    "right look and answer": ("right_look_and_answer_after", 3),
+    "tokens": ("tokens_after", 1),
+    "similarity at start": ("similarity_start", 2),
+    "at end": ("similarity_end", 2),
+    "answer at end": ("answer_end", 2),
+    "D accuracy": ("d_accuracy_end", 2),
+    "dead groups": ("dead_groups_end", 2),
+    "policy tokens": ("packed_tokens", 0),
+    "seconds": ("seconds_ril", 0),
+}
+
+
+def collect(name: str, cells: list[str], seeds: list[int]) -> None:
+    """results/NAME.json, .md and .png from the runs runs/NAME-CELL-SEED; says which runs are missing.
+
+    Differences are paired: same seed, so same warm start, questions and evaluation draws; each row against the row
+    above.
+    """
+    rows, curves, missing, above = {}, {}, [], None
+    for cell in cells:
+        runs = {s: Path("runs") / f"{name}-{cell}-{s}" for s in seeds}
+        found = {
+            s: json.loads((r / "summary.json").read_text()) for s, r in runs.items() if (r / "summary.json").exists()
+        }
+        missing += [str(runs[s]) for s in seeds if s not in found]
+        if not found:
+            continue
+        config = json.loads((runs[min(found)] / "config.json").read_text())
+        row = {"seeds": sorted(found), "commit": config["commit"], "command": config.get("command")}
+        for summary in found.values():
+            summary["seconds_ril"] = summary["seconds"].get("ril", 0)
+        for column, (key, _) in COLUMNS.items():
+            values = [found[s][key] for s in sorted(found) if key in found[s]]
+            row[column] = over_seeds(values) if values else None
+        if above and rows[above]["seeds"] == row["seeds"]:
+            for column in ("sampled", "greedy"):
+                pairs = zip(row[column]["values"], rows[above][column]["values"], strict=True)
+                row[f"{column} against the row above"] = over_seeds([x - y for x, y in pairs])
+        rows[cell], above = row, cell
+        logs = [(r / "metrics.jsonl").read_text().splitlines() for s, r in runs.items() if s in found]
+        steps = [[m for m in map(json.loads, log) if m["stage"] == "ril" and "loss" in m] for log in logs]
+        curves[cell] = {k: np.mean([[m[k] for m in one] for one in steps], axis=0) for k in ("similarity", "answer")}
+    out = Path("results")
+    command = f"results/{name}.sh"
+    result = {"study": name, "command": command, "missing": missing, "rows": rows}
+    (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / f"{name}.md").write_text(study_table(name, rows, missing))
+    draw_study(out / f"{name}.png", rows, curves)
+    print((out / f"{name}.md").read_text())
+
+
+def study_table(name: str, rows: dict, missing: list[str]) -> str:
+    """The markdown table of a study: mean +- half width of the 95 % interval over seeds."""
+
+    def cell(x, digits, sign=""):
+        if x is None:
+            return "-"
+        half = f" ± {x['half']:.{digits}f}" if x["half"] is not None and digits > 1 else ""
+        return f"{x['mean']:{sign}.{digits}f}{half}"
+
+    commits = sorted({r["commit"] for r in rows.values()})
+    out = [
+        f"# {name}",
+        "",
+        f"Made by `results/{name}.sh` at commit {', '.join(commits)}: mean ± half width of the 95 %",
+    ]
+    out += ["interval over seeds (Student's t); differences are paired by seed, each row against the row above.", ""]
+    out += [f"Missing: {', '.join(missing)}", ""] if missing else []
+    names = ["row", "seeds", "Δ sampled", "Δ greedy", *COLUMNS]
+    out += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for label, r in rows.items():
+        deltas = [cell(r.get(f"{c} against the row above"), 3, "+") for c in ("sampled", "greedy")]
+        cells = [cell(r[c], digits) for c, (_, digits) in COLUMNS.items()]
+        out.append("| " + " | ".join([label, str(len(r["seeds"])), *deltas, *cells]) + " |")
+    return "\n".join(out) + "\n"
+
+
+def draw_study(path: Path, rows: dict, curves: dict) -> None:
+    """Sampled and greedy accuracy of every row with intervals; similarity and answer reward over steps (figure 5)."""
+    try:
+        import matplotlib
+    except ImportError:
+        print(f"  no {path}: pip install matplotlib draws it")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    height = max(3.4, 0.32 * len(rows) + 1)
+    figure, axes = plt.subplots(1, 3, figsize=(13, height), constrained_layout=True, width_ratios=[1.5, 1, 1])
+    place = np.arange(len(rows))[::-1]
+    for shift, column, color in ((0.12, "sampled", "tab:blue"), (-0.12, "greedy", "tab:orange")):
+        means, halves = [r[column]["mean"] for r in rows.values()], [r[column]["half"] or 0 for r in rows.values()]
+        axes[0].errorbar(means, place + shift, xerr=halves, fmt="o", ms=4, capsize=2, color=color, label=column)
+    axes[0].set_yticks(place, list(rows))
+    axes[0].set(title="held-out accuracy, 95 % interval over seeds")
+    axes[0].grid(axis="x", alpha=0.3)
+    axes[0].legend(frameon=False, fontsize=8)
+    for axis, key in zip(axes[1:], ("similarity", "answer"), strict=True):
+        for label, curve in curves.items():
+            y = curve[key]
+            if len(y) and np.any(y):
+                axis.plot([np.mean(y[max(0, i - 3) : i + 4]) for i in range(len(y))], lw=1.4, label=label)
+        axis.set(title=f"{key} reward of the student", xlabel="step", ylim=(-0.02, 1.02))
+        axis.legend(frameon=False, fontsize=7)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
 def main() -> None:
     """The command line; prints key: value lines."""
     parser = Flags(__doc__)
-    parser.add_argument("--student", required=True, help="a folder such as runs/NAME/student")
+    parser.add_argument("--student", default="", help="a folder such as runs/NAME/student")
+    parser.add_argument("--collect", default="", help="a study's name: make its table and picture from its runs")
+    parser.add_argument("--cells", default="", help="with --collect: the rows, in order")
+    parser.add_argument("--seeds", default="0", help="with --collect: the seeds")
     parser.add_argument(
         "--data", default="", help="a JSONL file of questions (default: the tiny world's test questions)"
     )
@@ -149,8 +279,11 @@ def main() -> None:
     parser.add_argument("--judge", default="rule")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    from model import load
-
+    if args.collect:
+        collect(args.collect, args.cells.split(","), [int(s) for s in args.seeds.split(",")])
+        return
+    if not args.student:
+        raise UserError("--student is missing: give a folder such as runs/demo/student")
     if args.draws < 0 or args.questions < 1 or args.max_new_tokens < 1:
         raise UserError("--draws must be at least 0, --questions and --max-new-tokens at least 1")
     if args.data:
@@ -158,6 +291,8 @@ def main() -> None:
         questions = questions if args.part == "all" else split_questions(questions)[args.part]
     else:
         questions = world_questions("test" if args.part == "all" else args.part, args.questions)
+    from model import load
+
     judge = Judge(args.judge)
     result = evaluate(load(args.student), questions, judge, args.max_new_tokens, args.draws, args.seed)
     result.pop("texts")

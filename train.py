@@ -25,6 +25,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,7 @@ from data import (
     world_lessons,
     world_questions,
 )
-from discriminator import INPUTS, Discriminator, discriminator_accuracy, discriminator_loss, similarity_reward
+from discriminator import INPUTS, Discriminator, discriminator_accuracy, discriminator_update, similarity_reward
 from eval import auc, draw_curves, evaluate, write_samples
 from grpo import (
     advantages,
@@ -269,7 +270,7 @@ def teacher_folder(name: str) -> Path:
 class Run:
     """runs/NAME: its configuration, its files, its log, its times."""
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: Config, argv: list[str]):
         self.cfg, self.path = cfg, Path("runs") / cfg.run
         if not cfg.resume:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -289,10 +290,11 @@ class Run:
             commit = subprocess.run(
                 ["git", "describe", "--always", "--dirty"], cwd=HOME, capture_output=True, text=True
             )
+            made = dict(command=shlex.join(["python", "train.py", *argv]), commit=commit.stdout.strip() or "unknown")
             versions = dict(
                 python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__
             )
-            self.write("config.json", dict(settings=mine, versions=versions, commit=commit.stdout.strip() or "unknown"))
+            self.write("config.json", dict(made, settings=mine, versions=versions))
 
     def write(self, name: str, content) -> None:
         """Write a file under a temporary name, then rename it: it is either absent or whole."""
@@ -566,28 +568,6 @@ class TeacherCache:
 
 
 # ------------------------------------------------------------------------------------------------ stage: discriminator
-def discriminator_update(D: Discriminator, batches: list, is_student: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Gradients of Eq. 1 on the packed texts of a step: -> loss, student_logit (R,). is_student (R,) in packed
-    order.
-    """
-    students, logits, total = int(is_student.sum()), [], 0.0
-    for batch in batches:
-        here = is_student[sum(map(len, logits)) :][: len(batch.last)]
-        student_logit = D(batch)
-        loss = discriminator_loss(student_logit, here, students, len(is_student) - students)
-        loss.backward()
-        logits.append(student_logit.detach())
-        total += loss.item()
-    return total, torch.cat(logits)
-
-
-def d_batches(D: Discriminator, questions: list, prompts: list, groups: list, micro_batch: int) -> list:
-    """The texts of every group in D's template, packed: one row per question, `micro_batch` rows a pass."""
-    asked = [(q.text, p) for q, p in zip(questions, prompts, strict=True)]
-    texts = [[r.text for r in g] for g in groups]
-    return [D.pack(texts[s], asked[s], D.head.weight.device) for s in slices(len(groups), micro_batch)]
-
-
 def discriminator(run: Run) -> None:
     """Pre-train D on fresh student samples against cached teacher responses; stop early on held-out questions."""
     cfg = run.cfg
@@ -608,7 +588,7 @@ def discriminator(run: Run) -> None:
             mine + cache.draw(name, cfg.seed, "d", step, count=n)[0] for name, mine in zip(names, fresh, strict=True)
         ]
         is_student = torch.tensor([r.source == "student" for g in groups for r in g])
-        return d_batches(D, questions, prompts, groups, cfg.micro_batch), is_student
+        return D.batches(questions, prompts, groups, cfg.micro_batch), is_student
 
     held_batches, held_is_student = texts(held, -1)
     for step in range(cfg.d_steps if cfg.d_pretrain else 0):
@@ -680,7 +660,7 @@ def ril(run: Run) -> None:
         # 5 discriminator: mu updates by Eq. 1
         d_row = {}
         if cfg.discriminator != "none":
-            d_packed = d_batches(D, asked, prompts, groups, cfg.micro_batch)
+            d_packed = D.batches(asked, prompts, groups, cfg.micro_batch)
             for _ in range(cfg.mu):
                 d_loss, student_logit = discriminator_update(D.train(), d_packed, ~is_teacher.flatten())
                 if cfg.discriminator == "updated":
@@ -892,7 +872,7 @@ def shown(run: Run, questions: list, judge: Judge, texts: dict) -> list[tuple]:
             with torch.no_grad():
                 prompts = student.see([student.encode_question(q)])
                 student_logit = D(
-                    d_batches(D, [q], prompts, [[Response(q.id, 0, "", [], x) for x in said.values()]], 1)[0]
+                    D.batches([q], prompts, [[Response(q.id, 0, "", [], x) for x in said.values()]], 1)[0]
                 )
             for row, reward in zip(rows, similarity_reward(student_logit).tolist(), strict=True):
                 row["similarity"] = int(reward)
@@ -933,7 +913,7 @@ def main(argv: list[str] | None = None) -> None:
         if earlier in needed and not (Path("runs") / cfg.run / STAGE_OF[earlier][1]).exists():
             missing = Path("runs") / cfg.run / STAGE_OF[earlier][1]
             raise UserError(f"--stage {cfg.stage} needs {missing}; run --stage {earlier} first")
-    run = Run(cfg)
+    run = Run(cfg, sys.argv[1:] if argv is None else argv)
     if cfg.stage == "build-teachers":
         build_teachers(run)
         return
