@@ -29,8 +29,8 @@ class Discriminator(nn.Module):
     def __init__(self, student: VLM):
         super().__init__()
         self.base = copy.deepcopy(student.base).requires_grad_(True)
-        vision = self.base.get_submodule(student.family.vision)
-        vision.requires_grad_(False)  # D reads text: no picture reaches it
+        for part in (student.family.vision, student.family.projector):  # D reads text: no picture reaches it
+            self.base.get_submodule(part).requires_grad_(False)
         width = student.hf.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1, bias=False, device=student.device)
         with torch.random.fork_rng(devices=[]):
