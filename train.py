@@ -113,7 +113,7 @@ class Config:
     kl: str = setting("k3", "estimator of the KL penalty (grpo.py)", choices=("k3", "k2"))
     eps: float = setting(0.2, "clip range of the ratio", paper=0.2)
     mu: int = setting(1, "updates per rollout, of discriminator and student", paper=1)
-    max_new_tokens: int = setting(32, "longest response; also the constant that sums are divided by", paper=512)
+    max_new_tokens: int = setting(40, "longest response; also the constant that sums are divided by", paper=512)
     sampling: str = setting(
         "pure", "pure: temperature 1; paper: top-p .95, top-k 50, penalty 1.05", "paper", ("pure", "paper")
     )
@@ -386,12 +386,11 @@ def teachers(run: Run) -> None:
 def build_teachers(run: Run) -> None:
     """Train the tiny teacher from nothing and write its folder and response cache under results/teachers."""
     cfg, name = run.cfg, run.cfg.teachers
-    if name not in TINY:
-        raise UserError(
-            f"--teachers {name}: only a tiny teacher can be built: {', '.join(n for n in TINY if 'teacher' in n)}"
-        )
+    can = [n for n, tiny in TINY.items() if tiny.voice]
+    if name not in can:
+        raise UserError(f"--teachers {name}: only a tiny teacher can be built: {', '.join(can)}")
     vlm = load(name, cfg.seed)
-    fit(run, vlm, "build-teachers", cfg.sft_steps, voice="a")
+    fit(run, vlm, "build-teachers", cfg.sft_steps, TINY[name].voice)
     save(vlm, TEACHERS / name)
     responses = ask_teacher(name, split(cfg)["train"], cfg)
     part = TEACHERS / name / "responses.jsonl.part"
@@ -414,16 +413,18 @@ class TeacherCache:
 
     def __init__(self, run: Run, student: VLM, questions: list):
         self.of: dict[str, list] = {q.id: [] for q in questions}
-        cut = 0
+        cut, control = 0, {*student.banned_ids, *student.ends}  # a text of another family may spell one of them
         for _, row in read_jsonl(run.path / "teachers.jsonl", ("question", "teacher", "text", "verdict")):
             ids = student.reply_ids(row["text"])
-            if row["finished"] and row["text"] and len(ids) <= run.cfg.max_new_tokens and row["question"] in self.of:
+            whole = row["finished"] and row["text"] and not control & set(ids[:-1])
+            if whole and len(ids) <= run.cfg.max_new_tokens and row["question"] in self.of:
                 response = Response(row["question"], len(self.of[row["question"]]), row["teacher"], ids, row["text"])
                 self.of[row["question"]].append((response, row["verdict"]))
             else:
                 cut += 1
         if cut:
-            print(f"  {cut} teacher responses are left out: cut off, empty, or over {run.cfg.max_new_tokens} tokens")
+            limit = f"over {run.cfg.max_new_tokens} tokens"
+            print(f"  {cut} teacher responses are left out: cut off, empty, with control tokens inside, or {limit}")
         none = [q for q, found in self.of.items() if not found]
         if none:
             raise UserError(
