@@ -10,8 +10,9 @@ demo: .venv/ready
 test: .venv/ready
 	$(RUN) -m pytest -q --durations=5
 
-teachers: .venv/ready  # trains the tiny teacher and rebuilds its committed responses from nothing (4 minutes, one core)
-	$(RUN) train.py --stage build-teachers --no-resume --run build-teachers --sft-steps 1000 --threads 1
+teachers: .venv/ready  # trains both tiny teachers and rebuilds their committed responses from nothing (12 minutes, one core)
+	$(RUN) train.py --stage build-teachers --no-resume --run build-a --sft-steps 1000 --threads 1
+	$(RUN) train.py --stage build-teachers --no-resume --run build-b --sft-steps 1600 --threads 1 --teachers tiny-internvl-teacher
 
 bench: .venv/ready
 	$(RUN) bench.py

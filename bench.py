@@ -9,6 +9,7 @@ same number of tokens (every row decodes --response-tokens), and stock forward a
 question stands for an update without packing. Absolute times mean little on a shared CPU; ratios of one run do.
 """
 
+import inspect
 import json
 import platform
 import statistics
@@ -37,6 +38,13 @@ def median_seconds(work: dict, repeats: int) -> dict[str, float]:
     return {name: statistics.median(t) for name, t in times.items()}
 
 
+def with_kinds(student, inputs: dict) -> dict:
+    """The stock processor of some families also says which tokens are a picture's: added where the model asks."""
+    if "mm_token_type_ids" in inspect.signature(student.hf.forward).parameters:
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == student.base.config.image_token_id).int()
+    return inputs
+
+
 def separate_batch(student, prompts: list, groups: list[list[list[int]]]) -> dict:
     """What a trainer without packing feeds: one right-padded row per response, its own copy of picture and question."""
     rows = [(p, r) for p, rs in zip(prompts, groups, strict=True) for r in rs]
@@ -48,8 +56,7 @@ def separate_batch(student, prompts: list, groups: list[list[list[int]]]) -> dic
         attend[i, : len(p.ids) + len(r)] = 1
         labels[i, len(p.ids) : len(p.ids) + len(r)] = torch.tensor(r)
     pixels = {k: torch.cat([p.pixels[k] for p, _ in rows]) for k in prompts[0].pixels}
-    kinds = (ids == student.base.config.image_token_id).int()
-    return dict(input_ids=ids, attention_mask=attend, labels=labels, mm_token_type_ids=kinds, **pixels)
+    return with_kinds(student, dict(input_ids=ids, attention_mask=attend, labels=labels, **pixels))
 
 
 def main() -> None:
@@ -81,7 +88,7 @@ def main() -> None:
         attention_mask=torch.stack([(torch.arange(width) >= width - len(p.ids)).long() for p in prompts]),
         **{k: torch.cat([p.pixels[k] for p in prompts]) for k in prompts[0].pixels},
     )
-    left["mm_token_type_ids"] = (left["input_ids"] == student.base.config.image_token_id).int()
+    left = with_kinds(student, left)
     how = dict(do_sample=True, top_k=0, top_p=1.0, temperature=1.0, suppress_tokens=student.banned_ids)
     how |= dict(num_return_sequences=G, min_new_tokens=T, max_new_tokens=T, eos_token_id=None, pad_token_id=0)
 

@@ -34,10 +34,8 @@ class Discriminator(nn.Module):
     def __init__(self, student: VLM, reads: str = "response"):
         super().__init__()
         self.base, self.reads = copy.deepcopy(student.base).requires_grad_(True), reads
-        vision = self.base.get_submodule(student.family.vision)
-        vision.requires_grad_(False)  # its patches are the student's, whose tower is frozen too
-        if reads == "picture":
-            self.base.get_submodule(student.family.projector).requires_grad_(True)
+        self.base.get_submodule(student.family.vision).requires_grad_(False)  # frozen as the student's: same patches
+        self.base.get_submodule(student.family.projector).requires_grad_(reads == "picture")
         width = student.hf.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1, bias=False, device=student.device)
         with torch.random.fork_rng(devices=[]):

@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--part", default="test", choices=parts, help="which part (train.py trains on train) [test]")
     parser.add_argument("--questions", type=int, default=1000, help="how many questions of the tiny world")
     parser.add_argument("--draws", type=int, default=4, help="sampled answers per question")
-    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--max-new-tokens", type=int, default=40)
     parser.add_argument("--judge", default="rule")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

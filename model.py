@@ -30,17 +30,20 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import torch
 import torch.nn.functional as F
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
 from transformers import logging as transformers_logging
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from data import WORDS, Question, UserError
@@ -60,35 +63,79 @@ class Family:
     vision: str  # where the vision tower lies below base
     projector: str  # where the part that maps patches to the language model's width lies below base
     patch_width: Callable  # base -> numbers per image token before the projector
+    tensors: tuple[str, ...]  # what of the image processor's output the vision tower takes
     picture_tokens: Callable  # (base config, one picture's tensors) -> image tokens
+    picture_sign: str  # what the chat template writes for a picture
+    picture_text: Callable  # number of image tokens -> the text that takes the sign's place
     positions: Callable  # (base, ids (P,), pixels or None) -> rotary positions (3, P); families with one axis repeat it
-    placeholder: tuple[str, str]  # what the chat template writes for a picture; the token that is repeated inside it
-    tiny: Callable  # (tokenizer, size) -> config of a tiny model of the real class
-    tiny_template: str  # chat template of the tiny models
+    tiny: Callable  # (width, layers) -> (config, tokenizer, image processor) of a tiny model of the real classes
 
 
+def tiny_tokenizer(special: list[str], picture: str, cut: int | None = None) -> PreTrainedTokenizerFast:
+    """A real tokenizer with a small vocabulary: the words of the tiny world, single bytes for any other text.
+
+    special holds the control tokens, `picture` is what the chat template writes for a picture. A word is one token, or
+    with `cut` one token for every `cut` characters of it, the leading blank included.
+    """
+    tags = ["<response>", "</response>"]  # of the discriminator's template
+    words = [w if w in ".?:;," else "\u0120" + w for w in WORDS]  # \u0120 is the byte-level sign for a leading blank
+    pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    if cut:
+        words = sorted({w[i : i + cut] for w in words for i in range(0, len(w), cut)})
+        chunks = pre_tokenizers.Split(Regex(f".{{1,{cut}}}"), "isolated")
+        pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizer, chunks])
+    vocabulary = special + tags + sorted(pre_tokenizers.ByteLevel.alphabet()) + words
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))  # a known word is one token
+    backend.pre_tokenizer = pre_tokenizer
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    backend.add_tokens([AddedToken(t, special=False, normalized=False) for t in tags])
+    tok = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tok.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.content is string %} {{ m.content }}"
+        "{% else %}{% for c in m.content %}{% if c.type == 'image' %}" + picture + "{% else %} {{ c.text }}"
+        "{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    )
+    return tok
+
+
+def tiny_text(tok, width: int, layers: int, **rope) -> dict:
+    """The language model of a tiny configuration; `rope` is what the family adds to its rotary settings."""
+    text = dict(hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, vocab_size=len(tok))
+    text |= dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=None)
+    text |= dict(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, tie_word_embeddings=True)
+    text |= dict(rope_parameters=dict(rope_type="default", rope_theta=1000.0, **rope))
+    return text | dict(initializer_range=0.1)  # 0.02 learns several times slower at this size
+
+
+def plain_positions(base, ids: torch.Tensor, pixels: dict | None) -> torch.Tensor:
+    """Rotary positions of a model with one axis: the place in the prompt."""
+    return torch.arange(len(ids)).expand(3, -1)
+
+
+# ---- Qwen2.5-VL: pictures of any size, three rotary axes
 def qwen_positions(base, ids: torch.Tensor, pixels: dict | None) -> torch.Tensor:
     """Rotary positions of a prompt, by the stock function: time, row and column inside a picture, equal in text."""
     if pixels is None:
-        return torch.arange(len(ids)).expand(3, -1)
+        return plain_positions(base, ids, pixels)
     is_picture = (ids == base.config.image_token_id).int()[None]
     return base.get_rope_index(ids[None], is_picture, image_grid_thw=pixels["image_grid_thw"])[0][:, 0]
 
 
-def tiny_qwen_config(tok, width: int, layers: int) -> Qwen2_5_VLConfig:
+def tiny_qwen(width: int, layers: int) -> tuple:
     """0.5 M (width 96) or 0.8 M (width 128) parameters; 7-pixel patches, so a cell of the tiny world is one image
     token.
     """
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+    tok = tiny_tokenizer([*special, "<|video_pad|>"], "<|vision_start|><|image_pad|><|vision_end|>")
     head = width // 4
     axis = head // 6
     vision = dict(depth=2, hidden_size=64, intermediate_size=128, num_heads=4, patch_size=7, spatial_merge_size=2)
     vision |= dict(temporal_patch_size=2, window_size=56, out_hidden_size=width, fullatt_block_indexes=[0, 1])
-    text = dict(hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, vocab_size=len(tok))
-    text |= dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=None)
-    text |= dict(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, tie_word_embeddings=True)
-    rope = dict(rope_type="default", rope_theta=1000.0, mrope_section=[head // 2 - 2 * axis, axis, axis])
-    return Qwen2_5_VLConfig(
-        text_config=text | dict(rope_parameters=rope, initializer_range=0.1),  # 0.02 learns several times slower here
+    config = Qwen2_5_VLConfig(
+        text_config=tiny_text(tok, width, layers, mrope_section=[head // 2 - 2 * axis, axis, axis]),
         vision_config=vision | dict(initializer_range=0.1),
         image_token_id=tok.convert_tokens_to_ids("<|image_pad|>"),
         video_token_id=tok.convert_tokens_to_ids("<|video_pad|>"),
@@ -96,6 +143,30 @@ def tiny_qwen_config(tok, width: int, layers: int) -> Qwen2_5_VLConfig:
         vision_end_token_id=tok.convert_tokens_to_ids("<|vision_end|>"),
         tie_word_embeddings=True,
     )
+    size = dict(patch_size=7, merge_size=2, temporal_patch_size=2)
+    size |= dict(size={"shortest_edge": 42 * 42, "longest_edge": 56 * 56})
+    return config, tok, Qwen2VLImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3, **size)
+
+
+# ---- InternVL: pictures become one tile or several of one fixed size
+def tiny_internvl(width: int, layers: int) -> tuple:
+    """The same sizes as the tiny Qwen: 42 x 42 tiles of 7-pixel patches, nine image tokens a tile. Its tokenizer cuts
+    words into pieces of five characters, so that text, not tokens, has to cross between the families.
+    """
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
+    tok = tiny_tokenizer(special, "<IMG_CONTEXT>", cut=5)
+    vision = dict(num_hidden_layers=2, hidden_size=64, intermediate_size=128, num_attention_heads=4)
+    vision |= dict(image_size=[42, 42], patch_size=[7, 7], use_qk_norm=True, norm_type="rms_norm")
+    config = InternVLConfig(
+        text_config=tiny_text(tok, width, layers) | dict(model_type="qwen2"),
+        vision_config=vision | dict(layer_scale_init_value=1.0, initializer_range=0.1),
+        image_token_id=tok.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=9,
+        downsample_ratio=0.5,
+        tie_word_embeddings=True,
+    )
+    size = dict(size={"height": 42, "width": 42}, crop_to_patches=False)
+    return config, tok, GotOcr2ImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3, **size)
 
 
 FAMILIES = {
@@ -105,42 +176,45 @@ FAMILIES = {
         vision="visual",
         projector="visual.merger",
         patch_width=lambda base: base.visual.merger.hidden_size,
+        tensors=("pixel_values", "image_grid_thw"),
         picture_tokens=lambda c, x: int(x["image_grid_thw"].prod()) // c.vision_config.spatial_merge_size**2,
+        picture_sign="<|image_pad|>",
+        picture_text=lambda count: "<|image_pad|>" * count,
         positions=qwen_positions,
-        placeholder=("<|image_pad|>", "<|image_pad|>"),
-        tiny=tiny_qwen_config,
-        tiny_template="{% for m in messages %}<|im_start|>{{ m.role }}{% if m.content is string %} {{ m.content }}"
-        "{% else %}{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-        "{% else %} {{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}",
+        tiny=tiny_qwen,
+    ),
+    "internvl": Family(
+        model=InternVLForConditionalGeneration,
+        image_processor=GotOcr2ImageProcessorPil,
+        vision="vision_tower",
+        projector="multi_modal_projector",
+        patch_width=lambda base: base.multi_modal_projector.layer_norm.normalized_shape[0],
+        tensors=("pixel_values",),
+        picture_tokens=lambda c, x: len(x["pixel_values"]) * c.image_seq_length,
+        picture_sign="<IMG_CONTEXT>",
+        picture_text=lambda count: "<img>" + "<IMG_CONTEXT>" * count + "</img>",
+        positions=plain_positions,
+        tiny=tiny_internvl,
     ),
 }
 
-# name -> (family, keyword arguments of its tiny configuration)
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model of a real class. A teacher has a voice: the way of speaking (data.py) that it is trained in."""
+
+    family: str
+    width: int
+    layers: int = 3
+    voice: str = ""
+
+
 TINY = {
-    "tiny-qwen": ("qwen2_5_vl", dict(width=96, layers=3)),
-    "tiny-qwen-teacher": ("qwen2_5_vl", dict(width=128, layers=3)),
+    "tiny-qwen": Tiny("qwen2_5_vl", 96),
+    "tiny-qwen-teacher": Tiny("qwen2_5_vl", 128, voice="a"),
+    "tiny-internvl": Tiny("internvl", 96),
+    "tiny-internvl-teacher": Tiny("internvl", 128, voice="b"),
 }
-
-
-def tiny_tokenizer(template: str) -> PreTrainedTokenizerFast:
-    """A real tokenizer with a small vocabulary: one token per word of the tiny world, single bytes for any other
-    text.
-    """
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-    special.append("<|video_pad|>")
-    tags = ["<response>", "</response>"]  # of the discriminator's template
-    words = [w if w in ".?:;," else "\u0120" + w for w in WORDS]  # \u0120 is the byte-level sign for a leading blank
-    vocabulary = special + tags + sorted(pre_tokenizers.ByteLevel.alphabet()) + words
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))  # a known word is one token
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-    backend.add_tokens([AddedToken(t, special=False, normalized=False) for t in tags])
-    tok = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tok.chat_template = template
-    return tok
 
 
 # ------------------------------------------------------------------------------------------------ prompts, packed rows
@@ -361,8 +435,9 @@ class VLM(nn.Module):
 
     # ---- text and pictures in, text out
     def look(self, pictures: list) -> list[dict]:
-        """The stock image processor's tensors, one dict a picture."""
-        return [dict(self.image_processor([p], return_tensors="pt")) for p in pictures]
+        """The stock image processor's tensors that the vision tower takes, one dict a picture."""
+        made = [self.image_processor([p], return_tensors="pt") for p in pictures]
+        return [{name: x[name] for name in self.family.tensors} for x in made]
 
     def chat_text(self, looked: list[dict], text: str, system: str = "") -> str:
         """The chat up to where the answer begins, with as many placeholders as each picture has image tokens."""
@@ -370,13 +445,12 @@ class VLM(nn.Module):
         chat = [{"role": "system", "content": system}] if system else []
         chat.append({"role": "user", "content": content if looked else text})
         text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        outer, inner = self.family.placeholder
-        pieces = text.split(outer)
+        sign = self.family.picture_sign
+        pieces = text.split(sign)
         if len(pieces) != len(looked) + 1:
-            raise ValueError(f"the text holds {outer!r}, the sign for a picture")
+            raise ValueError(f"the text holds {sign!r}, the sign for a picture")
         for i, one in enumerate(looked):
-            count = self.family.picture_tokens(self.base.config, one)
-            pieces[i] += outer.replace(inner, inner * count)
+            pieces[i] += self.family.picture_text(self.family.picture_tokens(self.base.config, one))
         return "".join(pieces)
 
     def chat_ids(self, looked: list[dict], text: str, system: str = "") -> list[int]:
@@ -477,16 +551,13 @@ def load(name: str | Path, seed: int = 0, device="cpu") -> VLM:
     FAMILIES does not hold.
     """
     if str(name) in TINY:
-        family, size = TINY[name]
-        family = FAMILIES[family]
-        tok = tiny_tokenizer(family.tiny_template)
+        tiny = TINY[name]
+        family = FAMILIES[tiny.family]
+        config, tok, pictures = family.tiny(tiny.width, tiny.layers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            hf = family.model(family.tiny(tok, **size))
+            hf = family.model(config)
         hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
-        edge = {"shortest_edge": 42 * 42, "longest_edge": 56 * 56}
-        grey = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
-        pictures = family.image_processor(patch_size=7, merge_size=2, temporal_patch_size=2, size=edge, **grey)
         return VLM(hf, tok, pictures).to(device).eval()
     family = family_of(name)
     try:

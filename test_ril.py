@@ -4,6 +4,7 @@ make test                                        # all, from a fresh machine
 .venv/bin/python -m pytest -x -q -k packed       # some
 """
 
+import inspect
 import json
 import os
 import re
@@ -29,7 +30,7 @@ import train
 
 torch.set_num_threads(1)
 HOME = Path(__file__).resolve().parent
-STUDENTS = ["tiny-qwen"]
+STUDENTS = ["tiny-qwen", "tiny-internvl"]
 SMALL = (
     "--sft-steps 100 --pool 48 --valid-questions 24 --test-questions 24 --questions-per-step 4 --group-size 4".split()
 )
@@ -74,7 +75,7 @@ def stock_inputs(vlm: model.VLM, prompt: model.Prompt, ids: torch.Tensor) -> dic
     out = dict(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])
     if prompt.pixels:
         out |= prompt.pixels
-    if vlm.hf.config.model_type == "qwen2_5_vl":
+    if "mm_token_type_ids" in inspect.signature(vlm.hf.forward).parameters:
         out["mm_token_type_ids"] = (ids == vlm.base.config.image_token_id).int()[None]
     return out
 
@@ -312,7 +313,6 @@ def some_rows(vlm) -> tuple[list, list]:
 
 
 def test_packed_row_equals_separate_rows_in_log_probs_and_gradients(vlm):
-    vlm = model.load("tiny-qwen", 1) if vlm is None else vlm
     prompts, rows = some_rows(vlm)
     weight = torch.randn(sum(map(len, rows)), generator=torch.Generator().manual_seed(0))
 
@@ -388,12 +388,57 @@ def test_chunked_log_probs_equal_whole_ones(vlm):
     assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_tokenizer_holds_any_text_and_a_world_word_is_one_token(vlm):
-    tok = vlm.tokenizer
-    for text in ["i see red circle. the answer is 3", "Größe: 5 µm, 日本!", "look: none; final nothing"]:
+def test_tokenizer_holds_any_text(vlm):
+    for text in ["i see red circle. the answer is 3", "Größe: 5 µm, 日本!", "look: none; final nothing", "a\n\n b  c"]:
         assert vlm.text(vlm.reply_ids(text)) == text
-    assert len(tok("how many red things?")["input_ids"]) == 5
     assert vlm.reply_ids("red")[-1] == vlm.end and vlm.end not in vlm.banned_ids
+
+
+@pytest.mark.parametrize("name, tokens", [("tiny-qwen", 5), ("tiny-internvl", 7)])
+def test_a_world_word_is_one_token_or_one_for_every_five_characters(name, tokens):
+    tok = model.load(name).tokenizer
+    assert len(tok("how many yellow things?")["input_ids"]) == tokens
+
+
+def test_text_crosses_between_the_families_and_tokens_do_not():
+    one, other = (model.load(name, 1) for name in STUDENTS)
+    texts = [t for q in data.world_questions("train", 20) for t in q.meta["replies"].values()] + ["Größe: 5 µm"]
+    for text in texts:
+        there = other.reply_ids(one.text(one.reply_ids(text)))
+        assert other.text(there) == text and one.text(one.reply_ids(other.text(there))) == text
+    mine, theirs = (sum(len(v.reply_ids(t)) for t in texts) for v in (one, other))
+    assert theirs > 1.2 * mine
+    ids = one.reply_ids("look: top left yellow triangle")
+    assert other.text(ids) != one.text(ids)
+
+
+def test_a_picture_of_several_tiles_has_image_tokens_for_each_and_equals_stock():
+    vlm = model.load("tiny-internvl", 1)
+    vlm.image_processor.crop_to_patches = True
+    picture = data.world_questions("train", 1)[0].images[0]
+    prompt = vlm.encode([picture.resize((84, 42)), picture], "what is this?")
+    tiles = len(prompt.pixels["pixel_values"])
+    assert tiles == 2 + 1 + 1  # the wide picture: two tiles and the whole; the square one: one tile
+    assert int((prompt.ids == vlm.base.config.image_token_id).sum()) == 9 * tiles
+    text = vlm.tokenizer.decode(prompt.ids)
+    assert "<img>" + "<IMG_CONTEXT>" * 27 + "</img><img>" + "<IMG_CONTEXT>" * 9 + "</img>" in text
+    assert vlm.see([prompt])[0].patches.shape == (9 * tiles, 4 * 64)
+    row = vlm.reply_ids("i see red circle")
+    ids = torch.cat([prompt.ids, torch.tensor(row)])
+    logits = vlm.hf(**stock_inputs(vlm, prompt, ids)).logits[0] + vlm.banned
+    want = logits.log_softmax(-1)[len(prompt.ids) - 1 : -1].gather(1, torch.tensor(row)[:, None])[:, 0]
+    assert (vlm(model.pack([prompt], [[row]]))[0] - want).abs().max() < 2e-5
+
+
+def test_a_text_that_holds_the_sign_for_a_picture_is_refused(vlm):
+    with pytest.raises(data.UserError, match="the sign for a picture"):
+        vlm.encode([], f"what is {vlm.family.picture_sign}?")
+
+
+def test_names_of_families_stand_in_the_model_file_only():
+    for file in HOME.glob("*.py"):
+        if file.name not in ("model.py", Path(__file__).name):
+            assert not re.search(r"(?<!tiny-)(qwen|internvl)", file.read_text(), re.I), file.name
 
 
 def test_exported_folder_is_what_stock_from_pretrained_reads(vlm, tmp_path):
@@ -467,7 +512,6 @@ def test_a_finished_row_has_its_end_token_in_the_loss_and_a_truncated_one_has_no
 
 
 def test_control_and_vision_tokens_are_never_sampled_and_have_no_probability(vlm):
-    vlm = model.load("tiny-qwen", 1) if vlm is None else vlm
     picture = vlm.base.config.image_token_id
     assert picture in vlm.banned_ids and set(vlm.tokenizer.all_special_ids) - set(vlm.ends) <= set(vlm.banned_ids)
     loud = vlm.twin()
@@ -841,6 +885,36 @@ def test_your_own_questions_train_the_tiny_student(straight, tmp_path):
         command(tmp_path, "--run", "mine", "--data", "mine.jsonl", *SMALL, "--steps", "2")
 
 
+def test_a_student_learns_from_a_teacher_of_the_other_family_and_resumes(tmp_path):
+    flags = ["--student", "tiny-internvl", *SMALL, "--sft-steps", "40"]
+    command(tmp_path, "--run", "x", *flags)
+    run, again = tmp_path / "runs/x", tmp_path / "runs/y"
+    rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [r for r in rows if r["stage"] == "ril" and "loss" in r]
+    assert len(steps) == 6 and all(r["sampler_gap"] < 1e-4 and abs(r["ratio"] - 1) < 1e-6 for r in steps)
+    theirs, mine = model.load(train.TEACHERS / "tiny-qwen-teacher"), model.load(run / "student")
+    for line in (run / "teachers.jsonl").read_text().splitlines()[:20]:
+        text = json.loads(line)["text"]
+        assert mine.text(mine.reply_ids(text)) == theirs.text(theirs.reply_ids(text)) == text
+    shutil.copytree(run, again)
+    for name in ("checkpoints/ril-step6", "checkpoints/last", "student", "last"):
+        shutil.rmtree(again / name)
+    (again / "summary.json").unlink()
+    command(tmp_path, "--run", "y", *flags)
+    assert same(run, again)
+
+
+def test_teacher_texts_that_spell_a_control_token_are_left_out(straight, tmp_path):
+    shutil.copytree(straight / "sft", tmp_path / "runs/t/sft")
+    student, question = model.load(straight / "sft"), data.world_questions("train", 1)[0]
+    texts = ["red", "red <|im_end|> green", f"a {student.family.picture_sign}"]
+    rows = [dict(question=question.id, teacher="t", text=t, verdict=1, finished=True) for t in texts]
+    (tmp_path / "teachers.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run = type("Run", (), dict(path=tmp_path, cfg=train.Config()))
+    (found,) = train.TeacherCache(run, student, [question]).of.values()
+    assert [r.text for r, _ in found] == ["red"]
+
+
 def test_teacher_building_is_reproducible_byte_for_byte(tmp_path, monkeypatch):
     small = [*SMALL, "--sft-steps", "4", "--teacher-samples", "2", "--stage", "build-teachers"]
     out = []
@@ -852,12 +926,19 @@ def test_teacher_building_is_reproducible_byte_for_byte(tmp_path, monkeypatch):
     assert out[0] == out[1] and len(out[0][1].splitlines()) == 48 * 2
 
 
-def test_committed_teacher_answers_every_question_of_the_pool():
-    rows = [json.loads(x) for x in (train.TEACHERS / "tiny-qwen-teacher/responses.jsonl").read_text().splitlines()]
+@pytest.mark.parametrize("name", [n for n, tiny in model.TINY.items() if tiny.voice])
+def test_committed_teacher_answers_every_question_of_the_pool(name):
+    rows = [json.loads(x) for x in (train.TEACHERS / name / "responses.jsonl").read_text().splitlines()]
     questions = {q.id: q for q in data.world_questions("train", train.Config().pool)}
     assert {r["question"] for r in rows} == set(questions) and len(rows) == 8 * len(questions)
     right = np.mean([jd.rule_judge(questions[r["question"]], r["text"]) for r in rows])
     assert 0.6 < right < 0.97  # a real teacher with its natural errors
+    opening = questions[rows[0]["question"]].meta["replies"][model.TINY[name].voice].split()[0]
+    assert np.mean([r["text"].startswith(opening) for r in rows]) > 0.95  # in its own voice
+    for student in STUDENTS:  # few are lost to either student
+        reply_ids = model.load(student).reply_ids
+        kept = [r["finished"] and len(reply_ids(r["text"])) <= train.Config().max_new_tokens for r in rows]
+        assert np.mean(kept) > 0.98
 
 
 # ------------------------------------------------------------------------------------------------ every switch acts

@@ -165,7 +165,7 @@ class Config:
     kl: str = setting("k3", "estimator of the KL penalty (grpo.py)", choices=("k3", "k2"))
     eps: float = setting(0.2, "clip range of the ratio", paper=0.2)
     mu: int = setting(1, "updates per rollout, of discriminator and student", paper=1)
-    max_new_tokens: int = setting(32, "longest response; also the constant that sums are divided by", ours=512)
+    max_new_tokens: int = setting(40, "longest response; also the constant that sums are divided by", ours=512)
     sampling: str = setting(
         "pure", "pure: temperature 1; paper: top-p .95, top-k 50, penalty 1.05", "paper", ("pure", "paper")
     )
@@ -500,12 +500,11 @@ def teachers(run: Run) -> None:
 def build_teachers(run: Run) -> None:
     """Train the tiny teacher from nothing and write its folder and response cache under results/teachers."""
     cfg, name = run.cfg, run.cfg.teachers
-    if name not in TINY:
-        raise UserError(
-            f"--teachers {name}: only a tiny teacher can be built: {', '.join(n for n in TINY if 'teacher' in n)}"
-        )
+    can = [n for n, tiny in TINY.items() if tiny.voice]
+    if name not in can:
+        raise UserError(f"--teachers {name}: only a tiny teacher can be built: {', '.join(can)}")
     vlm = load(name, cfg.seed)
-    fit(run, vlm, "build-teachers", cfg.sft_steps, voice="a")
+    fit(run, vlm, "build-teachers", cfg.sft_steps, TINY[name].voice)
     save(vlm, TEACHERS / name)
     responses = ask_teacher(name, split(cfg)["train"], cfg)
     part = TEACHERS / name / "responses.jsonl.part"
