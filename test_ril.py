@@ -431,8 +431,8 @@ def test_a_picture_of_several_tiles_has_image_tokens_for_each_and_equals_stock()
 
 
 def test_a_text_that_holds_the_sign_for_a_picture_is_refused(vlm):
-    with pytest.raises(data.UserError, match="the sign for a picture"):
-        vlm.encode([], f"what is {vlm.family.picture_sign}?")
+    with pytest.raises(data.UserError, match="question 'q7': the text holds .* the sign for a picture"):
+        vlm.encode_question(data.Question("q7", (), f"what is {vlm.family.picture_sign}?", "x"))
 
 
 def test_names_of_families_stand_in_the_model_file_only():
@@ -489,7 +489,7 @@ def test_greedy_rollout_equals_stock_generate_token_for_token(speaker):
 def sampled(vlm, how=ro.PURE, questions=None, length=16, max_rows=512):
     questions = questions or questions_of_all_shapes()
     prompts, names = [vlm.encode_question(q) for q in questions], [q.id for q in questions]
-    return prompts, ro.rollout(vlm, prompts, names, 4, length, how, (0, 1), max_rows)
+    return prompts, ro.rollout(vlm, prompts, names, 4, length, how, (0, 2), max_rows)
 
 
 def test_the_samplers_log_probs_are_the_scorers(speaker):
