@@ -163,11 +163,16 @@ COLUMNS = {  # column of the table -> (key in summary.json, decimals)
 }
 
 
-def collect(name: str, cells: list[str], seeds: list[int]) -> None:
+# What the paper's ablations find for a departure from its choices, all of them worse (cells of results/controls.sh).
+PAPER_SAYS_WORSE = """D-frozen similarity-three similarity-levels similarity-continuous answer-none similarity-none mu-2
+mu-4 beta-0 beta-1 cached-1 cached-2 frozen-embeddings frozen-attention""".split()
+
+
+def collect(name: str, cells: list[str], seeds: list[int], against: str = "") -> None:
     """results/NAME.json, .md and .png from the runs runs/NAME-CELL-SEED; says which runs are missing.
 
-    Differences are paired: same seed, so same warm start, questions and evaluation draws; each row against the row
-    above.
+    Differences are paired (same seed, so same warm start, questions and draws): each row against the row above, or
+    against the row named `against`.
     """
     rows, curves, missing, above = {}, {}, [], None
     for cell in cells:
@@ -185,24 +190,36 @@ def collect(name: str, cells: list[str], seeds: list[int]) -> None:
         for column, (key, _) in COLUMNS.items():
             values = [found[s][key] for s in sorted(found) if key in found[s]]
             row[column] = over_seeds(values) if values else None
-        if above and rows[above]["seeds"] == row["seeds"]:
+        other = against or above
+        if other in rows and other != cell and rows[other]["seeds"] == row["seeds"]:
             for column in ("sampled", "greedy"):
-                pairs = zip(row[column]["values"], rows[above][column]["values"], strict=True)
-                row[f"{column} against the row above"] = over_seeds([x - y for x, y in pairs])
+                pairs = zip(row[column]["values"], rows[other][column]["values"], strict=True)
+                row[f"{column} difference"] = over_seeds([x - y for x, y in pairs])
+            if cell in PAPER_SAYS_WORSE:
+                d = row["sampled difference"]
+                sure = d["half"] is not None and abs(d["mean"]) > d["half"]
+                ours = "undecided" if not sure else "worse" if d["mean"] < 0 else "better"
+                row["paper and ours"] = f"worse, {ours}"
         rows[cell], above = row, cell
         logs = [(r / "metrics.jsonl").read_text().splitlines() for s, r in runs.items() if s in found]
         steps = [[m for m in map(json.loads, log) if m["stage"] == "ril" and "loss" in m] for log in logs]
         curves[cell] = {k: np.mean([[m[k] for m in one] for one in steps], axis=0) for k in ("similarity", "answer")}
     out = Path("results")
     command = f"results/{name}.sh"
-    result = {"study": name, "command": command, "missing": missing, "rows": rows}
+    result = {
+        "study": name,
+        "command": command,
+        "against": against or "the row above",
+        "missing": missing,
+        "rows": rows,
+    }
     (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / f"{name}.md").write_text(study_table(name, rows, missing))
+    (out / f"{name}.md").write_text(study_table(name, rows, missing, against or "the row above"))
     draw_study(out / f"{name}.png", rows, curves)
     print((out / f"{name}.md").read_text())
 
 
-def study_table(name: str, rows: dict, missing: list[str]) -> str:
+def study_table(name: str, rows: dict, missing: list[str], against: str) -> str:
     """The markdown table of a study: mean +- half width of the 95 % interval over seeds."""
 
     def cell(x, digits, sign=""):
@@ -217,12 +234,14 @@ def study_table(name: str, rows: dict, missing: list[str]) -> str:
         "",
         f"Made by `results/{name}.sh` at commit {', '.join(commits)}: mean ± half width of the 95 %",
     ]
-    out += ["interval over seeds (Student's t); differences are paired by seed, each row against the row above.", ""]
+    out += [f"interval over seeds (Student's t); differences are paired by seed, against {against}.", ""]
     out += [f"Missing: {', '.join(missing)}", ""] if missing else []
-    names = ["row", "seeds", "Δ sampled", "Δ greedy", *COLUMNS]
+    judged = ["paper, ours"] if any("paper and ours" in r for r in rows.values()) else []
+    names = ["row", "seeds", "Δ sampled", "Δ greedy", *judged, *COLUMNS]
     out += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for label, r in rows.items():
-        deltas = [cell(r.get(f"{c} against the row above"), 3, "+") for c in ("sampled", "greedy")]
+        deltas = [cell(r.get(f"{c} difference"), 3, "+") for c in ("sampled", "greedy")]
+        deltas += [r.get("paper and ours", "-")] * len(judged)
         cells = [cell(r[c], digits) for c, (_, digits) in COLUMNS.items()]
         out.append("| " + " | ".join([label, str(len(r["seeds"])), *deltas, *cells]) + " |")
     return "\n".join(out) + "\n"
@@ -269,6 +288,9 @@ def main() -> None:
     parser.add_argument("--cells", default="", help="with --collect: the rows, in order")
     parser.add_argument("--seeds", default="0", help="with --collect: the seeds")
     parser.add_argument(
+        "--against", default="", help="with --collect: the row that all are compared with [the row above]"
+    )
+    parser.add_argument(
         "--data", default="", help="a JSONL file of questions (default: the tiny world's test questions)"
     )
     parts = ("train", "valid", "test", "all")
@@ -280,7 +302,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.collect:
-        collect(args.collect, args.cells.split(","), [int(s) for s in args.seeds.split(",")])
+        collect(args.collect, args.cells.split(","), [int(s) for s in args.seeds.split(",")], args.against)
         return
     if not args.student:
         raise UserError("--student is missing: give a folder such as runs/demo/student")

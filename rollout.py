@@ -4,9 +4,9 @@ What stock `generate(num_return_sequences=G)` does G times (the prompt's prefill
 the batch; keys and values lie in one fixed block per layer instead of being concatenated at every token. The greedy
 text is that of stock `generate`, token for token (tested).
 
-Every response draws from its own uniform numbers, made from (seed, step, question, response) before decoding starts:
-the text does not depend on which other rows share the batch, on the number of GPUs, or on how often a run was resumed (up to
-rounding: a number within about 1e-6 of the border between two tokens may fall on either side of it).
+Every response draws from its own uniform numbers, made from (seed, question, visit, response) before decoding starts:
+the text does not depend on which other rows share the batch, on the number of GPUs, or on how often a run was resumed.
+(Up to rounding: a number within about 1e-6 of the border between two tokens may fall on either side of it.)
 
 Left out on purpose: paging, scheduling, speculative decoding (lengths are bounded and known).
 """

@@ -904,15 +904,20 @@ def test_a_student_learns_from_a_teacher_of_the_other_family_and_resumes(tmp_pat
     assert same(run, again)
 
 
-def test_teacher_texts_that_spell_a_control_token_are_left_out(straight, tmp_path):
-    shutil.copytree(straight / "sft", tmp_path / "runs/t/sft")
+def test_teacher_texts_lose_the_control_tokens_that_they_spell(straight, tmp_path):
     student, question = model.load(straight / "sft"), data.world_questions("train", 1)[0]
-    texts = ["red", "red <|im_end|> green", f"a {student.family.picture_sign}"]
-    rows = [dict(question=question.id, teacher="t", text=t, verdict=1, finished=True) for t in texts]
+    texts = ["red", "red <|im_end|>", f"a {student.family.picture_sign}", "<|im_end|>"]
+    rows = [dict(question=question.id, teacher="tiny-qwen-teacher", text=t, verdict=1) for t in texts]
     (tmp_path / "teachers.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     run = type("Run", (), dict(path=tmp_path, cfg=train.Config()))
     (found,) = train.TeacherCache(run, student, [question]).of.values()
-    assert [r.text for r, _ in found] == ["red"]
+    responses = [r for r, _ in found["tiny-qwen-teacher"]]
+    assert [r.text for r in responses] == ["red", "red", "a"]  # nothing is left of the last one
+    assert not {i for r in responses for i in r.ids[:-1]} & {*student.banned_ids, *student.ends}
+    rows[0]["teacher"] = "somebody"
+    (tmp_path / "teachers.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(data.UserError, match="somebody"):
+        train.TeacherCache(run, student, [question])
 
 
 def test_teacher_building_is_reproducible_byte_for_byte(tmp_path, monkeypatch):
@@ -1055,11 +1060,18 @@ def test_the_paper_preset_takes_the_papers_values_and_flags_win():
 
 def test_the_readmes_commands_and_paths_exist():
     text = (HOME / "README.md").read_text()
-    flags = {"--" + f.name.replace("_", "-") for f in train.dataclasses.fields(train.Config)}
-    for line in re.findall(r"^ *(?:\S*python|torchrun \S+ \S+) train\.py(.*)$", text, re.M):
+    assert "@@" not in text
+    flags = {"train": {"--help", *("--" + f.name.replace("_", "-") for f in train.dataclasses.fields(train.Config))}}
+    for name in ("eval", "bench"):
+        flags[name] = {"--help", *re.findall(r'add_argument\("(--[a-z-]+)"', (HOME / f"{name}.py").read_text())}
+    found = re.findall(r"\bpython (train|eval|bench)\.py([^\n`]*)", text)
+    assert len(found) > 8
+    for name, line in found:
         for flag in re.findall(r"(--[a-z][a-z-]*)", line.split("#")[0]):
-            assert flag in flags or flag.replace("--no-", "--") in flags or flag == "--help", flag
-    for path in re.findall(r"`([\w./-]+\.(?:py|md|txt|json|png|sh))`", text):
-        assert (HOME / path).exists() or path.startswith("runs/") or "/" not in path and "." in path, path
-    for path in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert flag in flags[name] or flag.replace("--no-", "--") in flags[name], (name, flag)
+    for flag in re.findall(r"`(--[a-z][a-z-]*)", text):
+        assert any(flag in f or flag.replace("--no-", "--") in f for f in flags.values()), flag
+    targets = set(re.findall(r"^([a-z]+):", (HOME / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"^make ([a-z]+)", text, re.M)) <= targets
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(r"`(results/[\w./-]+)`", text):
         assert (HOME / path).exists(), path

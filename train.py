@@ -172,6 +172,9 @@ class Config:
     clip: float = setting(1.0, "largest gradient norm")
     micro_batch: int = setting(12, "questions per forward pass; changes memory, not results")
     # looking at it
+    ask_prefix: str = setting(
+        "", 'put before every test question; "look" shows what the tiny student can when asked to'
+    )
     evaluated: str = setting(
         "all", "the evaluate stage: all players, or the exported student", choices=("all", "after")
     )
@@ -381,6 +384,8 @@ def update(
     finite.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for p in parameters:  # a batch without pictures gives the projector none: zeros keep the optimiser state whole
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip).item()
     if not np.isfinite(norm) or not np.isfinite(loss):
         run.write(
@@ -532,7 +537,9 @@ class TeacherCache:
         self.rows = self.each * len(self.names)  # teacher rows of a group
         self.of: dict[str, dict[str, list]] = {q.id: {name: [] for name in self.names} for q in questions}
         cut = 0
-        for _, row in read_jsonl(run.path / "teachers.jsonl", ("question", "teacher", "text", "verdict")):
+        for where, row in read_jsonl(run.path / "teachers.jsonl", ("question", "teacher", "text", "verdict")):
+            if row["teacher"] not in self.names:
+                raise UserError(f"{where}: teacher {row['teacher']!r} is not among --teachers {cfg.teachers}")
             text = student.clean(row["text"])
             ids = student.reply_ids(text)
             if not (row.get("finished", True) and text and len(ids) <= cfg.max_new_tokens):
@@ -822,7 +829,8 @@ def evaluate_run(run: Run) -> None:
     summary.json.
     """
     cfg, judge = run.cfg, Judge(run.cfg.judge)
-    test = split(cfg)["test"]
+    prefix = f"{cfg.ask_prefix} " if cfg.ask_prefix else ""
+    test = [replace(q, text=prefix + q.text) for q in split(cfg)["test"]]
     players = {"before": run.path / "sft", "after": run.path / "student", "last": run.path / "last"}
     if cfg.teacher_use != "none":
         names = [name for name in cfg.teachers.split(",") if name != "reference"]

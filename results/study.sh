@@ -34,5 +34,5 @@ run_study() {
     [ -e "runs/warm-$seed/sft/config.json" ] || echo "warm-$seed --seed $seed --stage sft --threads 1"
   done | xargs -r -P "$(nproc)" -L 1 bash -c '"$PYTHON" train.py --run "$@" >"runs-$1.log" 2>&1 && rm "runs-$1.log"' _
   xargs -P "$(nproc)" -L 1 bash -c 'SECONDS=0; one_job "$@"' _ <"$JOBS"
-  "$PYTHON" eval.py --collect "$NAME" --cells "$(IFS=,; echo "${CELLS[*]}")" --seeds "${SEEDS// /,}"
+  "$PYTHON" eval.py --collect "$NAME" --cells "$(IFS=,; echo "${CELLS[*]}")" --seeds "${SEEDS// /,}" --against "${AGAINST:-}"
 }
