@@ -1027,7 +1027,7 @@ def test_every_switch_changes_the_metrics(straight, default_rows, tmp_path, name
         (["--algo", "dr_grpo", "--d-input", "question"], "--d-input question without a --discriminator"),
         (["--algo", "dr_grpo", "--similarity", "binary"], "needs a --discriminator"),
         (["--teachers", "tiny-qwen-teacher,reference", "--group-size", "3"], "cannot be split over 2 teachers"),
-        (["--answer", "none", "--similarity", "none"], "no reward is left"),
+        (["--answer", "none", "--similarity", "none"], "no reward: --answer none"),
         (["--student-rows", "none"], "leaves no group"),
         (["--similarity", "constant", "--teacher-use", "discriminator"], "marks teacher rows"),
         (["--discriminator", "frozen", "--no-d-pretrain"], "has learned nothing"),

@@ -85,22 +85,22 @@ ALGOS = {
     "sft": dict(teachers="reference", **LIKELIHOOD),  # supervised fine-tuning on the reference answers
     "gail": dict(teacher_use="discriminator", similarity="continuous", answer="none"),  # D's score is the only reward
 }
-FRACTIONS = ("judged", "judge_wrong")  # settings that may be 0
 STAGES = ("sft", "teachers", "discriminator", "ril", "export", "evaluate")
 HOME = Path(__file__).resolve().parent
 TEACHERS = HOME / "results" / "teachers"  # committed: each tiny teacher's weights and its cached responses
-
-
 TEACHER_USE = ("gradient", "baseline", "positive", "denominator-1", "luffy", "discriminator", "none")
 SIMILARITIES = ("binary", "three", "levels", "continuous", "constant", "oracle", "none")
 
 
 # ------------------------------------------------------------------------------------------------ settings
-def setting(default, text: str, paper=None, choices=None, ours=None):
-    """A field of Config: help text, the paper's value, allowed values; `ours`: our value at real scale where it is
-    silent.
+def setting(default, text: str, paper=None, choices=None, ours=None, zero=False):
+    """A field of Config. `paper`: its value there; `ours`: ours at real scale where the paper is silent; `zero`: may be
+    0.
     """
-    return dataclasses.field(default=default, metadata=dict(text=text, paper=paper, choices=choices, ours=ours))
+    note = f"; the paper: {paper}" if paper is not None else f"; paper silent, ours {ours}" if ours is not None else ""
+    real = ours if paper is None else paper
+    help_text = f"{text} [{default!s}{note}]".replace("%", "%%")
+    return dataclasses.field(default=default, metadata=dict(help=help_text, real=real, choices=choices, zero=zero))
 
 
 @dataclass
@@ -113,15 +113,15 @@ class Config:
         "tiny", "tiny: the defaults; paper: the values of the paper, ours where it is silent", choices=("tiny", "paper")
     )
     resume: bool = setting(True, "go on where the run stopped; --no-resume deletes it and starts anew")
-    seed: int = setting(0, "seeds the student's weights, its lessons, the order of questions and every draw")
+    seed: int = setting(0, "seeds the student's weights, its lessons, the order of questions and every draw", zero=True)
     threads: int = setting(2, "CPU threads")
     algo: str = setting("ril", "which method: presets of the switches below (ALGOS)", choices=tuple(ALGOS))
     # who plays
     student: str = setting("tiny-qwen", "a name or a Hugging Face folder")
     teachers: str = setting("tiny-qwen-teacher", "tiny teachers' names or folders, A or A,B; reference: the answers")
     judge: str = setting("rule", "who decides whether an answer is right", choices=("rule",))
-    judged: float = setting(1.0, "share of the training questions that have an answer key; the rest score 0")
-    judge_wrong: float = setting(0.0, "share of training verdicts that are turned round")
+    judged: float = setting(1.0, "share of the training questions that have an answer key; the rest score 0", zero=True)
+    judge_wrong: float = setting(0.0, "share of training verdicts that are turned round", zero=True)
     # questions
     data: str = setting("", "JSONL file of questions; without it the embedded tiny world")
     pool: int = setting(512, "training questions of the tiny world")
@@ -136,13 +136,13 @@ class Config:
     sft_warmup: int = setting(50, "steps in which the learning rate rises to its start")
     # teachers
     teacher_samples: int = setting(8, "cached responses per question", paper=16)
-    cached: int = setting(0, "cached responses used per question and teacher (0: all)")
+    cached: int = setting(0, "cached responses used per question and teacher (0: all)", zero=True)
     right_only: bool = setting(False, "use only the cached responses that the judge calls right (where there are any)")
     teacher_temperature: float = setting(0.8, "sampling temperature of the teacher")
     # discriminator pre-training
-    d_steps: int = setting(12, "at most so many steps")
+    d_steps: int = setting(12, "at most so many steps", zero=True)
     d_pretrain_lr: float = setting(2e-4, "learning rate at the start, falls linearly to a tenth", paper=1e-5)
-    d_stop: float = setting(0.95, "stop when the accuracy on held-out questions reaches this")
+    d_stop: float = setting(0.95, "stop when the accuracy on held-out questions reaches this", zero=True)
     # the switches of the paper's sections 3 and 4, named after the term that they change
     student_rows: str = setting("gradient", "student responses: in the gradient, or none", choices=("gradient", "none"))
     teacher_use: str = setting("gradient", "teacher rows: what for (grpo.py; discriminator: only D)", None, TEACHER_USE)
@@ -156,12 +156,12 @@ class Config:
     d_input: str = setting("response", "D reads the response, the question too, the picture too", "response", INPUTS)
     frozen: str = setting("vision", "not trained in the loop: vision,embeddings,attention,mlp,head; none")
     # the loop
-    steps: int = setting(60, "steps of the RIL loop", paper=1000)
+    steps: int = setting(60, "steps of the RIL loop", paper=1000, zero=True)
     questions_per_step: int = setting(12, "questions per step (P)", ours=40)
     group_size: int = setting(8, "student responses per question, and as many of teachers (G)", paper=4)
     lr: float = setting(1e-4, "learning rate of the student, constant", paper=1e-6)
     d_lr: float = setting(2e-4, "learning rate of the discriminator, constant", paper=1e-6)
-    beta: float = setting(0.01, "weight of the KL penalty", paper=0.01)
+    beta: float = setting(0.01, "weight of the KL penalty", paper=0.01, zero=True)
     kl: str = setting("k3", "estimator of the KL penalty (grpo.py)", choices=("k3", "k2"))
     eps: float = setting(0.2, "clip range of the ratio", paper=0.2)
     mu: int = setting(1, "updates per rollout, of discriminator and student", paper=1)
@@ -178,44 +178,34 @@ class Config:
     evaluated: str = setting(
         "all", "the evaluate stage: all players, or the exported student", choices=("all", "after")
     )
-    eval_every: int = setting(10, "steps between validations")
-    eval_draws: int = setting(4, "sampled answers per question in every evaluation")
+    eval_every: int = setting(10, "steps between validations", zero=True)
+    eval_draws: int = setting(4, "sampled answers per question in every evaluation", zero=True)
     checkpoint_every: int = setting(10, "steps between checkpoints (the warm start: ten times that)")
     keep: int = setting(2, "checkpoints kept")
 
 
 def parse(argv: list[str]) -> Config:
-    """Flags -> Config. Unknown flags and impossible values end in one line; --preset paper takes the paper's values."""
-
+    """Flags -> Config. Unknown flags, impossible values and combinations without meaning end in one line."""
     parser = Flags(__doc__)
     fields = dataclasses.fields(Config)
     for f in fields:
-        m, flag = f.metadata, "--" + f.name.replace("_", "-")
-        paper = (
-            f"; the paper: {m['paper']}"
-            if m["paper"] is not None
-            else f"; paper silent, ours {m['ours']}" * bool(m["ours"])
-        )
-        text = f"{m['text']} [{f.default!s}{paper}]".replace("%", "%%")
+        flag, text = "--" + f.name.replace("_", "-"), f.metadata["help"]
         if isinstance(f.default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            parser.add_argument(flag, type=type(f.default), choices=m["choices"], default=None, help=text, metavar="X")
+            choices = f.metadata["choices"]
+            kind = type(f.default)
+            shown = None if choices else kind.__name__.upper()
+            parser.add_argument(flag, type=kind, choices=choices, default=None, help=text, metavar=shown)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-    paper = {f.name: f.metadata["paper"] if f.metadata["paper"] is not None else f.metadata["ours"] for f in fields}
-    paper = {name: value for name, value in paper.items() if value is not None}
-    method = ALGOS.get(given.get("algo", "ril"), {})
-    cfg = Config(**((paper if given.get("preset") == "paper" else {}) | method | given))
+    real = {f.name: f.metadata["real"] for f in fields if f.metadata["real"] is not None}
+    cfg = Config(**((real if given.get("preset") == "paper" else {}) | ALGOS[given.get("algo", "ril")] | given))
     for f in fields:
         value = getattr(cfg, f.name)
-        least = (
-            0
-            if f.name
-            in ("seed", "beta", "eval_every", "eval_draws", "d_steps", "steps", "d_stop", "cached", *FRACTIONS)
-            else 1e-12
-        )
-        if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value < float("inf"):
-            raise UserError(f"--{f.name.replace('_', '-')} {value}: must be {'at least 0' if not least else 'above 0'}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not (0 < value < float("inf") or value == 0 and f.metadata["zero"]):
+            least = "at least 0" if f.metadata["zero"] else "above 0"
+            raise UserError(f"--{f.name.replace('_', '-')} {value}: must be {least}")
     if not cfg.run or cfg.run in (".", "..") or "/" in cfg.run:
         raise UserError(f"--run {cfg.run!r}: give a plain folder name")
     if cfg.student not in TINY:
@@ -226,34 +216,31 @@ def parse(argv: list[str]) -> Config:
     for name in names if cfg.stage != "build-teachers" and cfg.teacher_use != "none" else ():
         if name != "reference":
             teacher_folder(name)
+    has_d, has_teachers = cfg.discriminator != "none", cfg.teacher_use != "none"
     learned = cfg.similarity in ("binary", "three", "levels", "continuous")
-    senseless = {
-        "--judged and --judge-wrong are shares, between 0 and 1": not 0 <= cfg.judged <= 1
-        or not 0 <= cfg.judge_wrong <= 1,
-        f"--algo {cfg.algo} needs teachers": cfg.algo in ("ril", "gail", "distill", "sft")
-        and cfg.teacher_use == "none",
-        f"--similarity {cfg.similarity} is D's: it needs a --discriminator": learned and cfg.discriminator == "none",
-        "a --discriminator needs teacher responses: --teacher-use": cfg.discriminator != "none"
-        and cfg.teacher_use == "none",
-        "--similarity constant marks teacher rows: it needs --teacher-use": cfg.similarity == "constant"
-        and cfg.teacher_use in ("none", "discriminator"),
-        "--similarity oracle knows the tiny world only: no --data": cfg.similarity == "oracle" and bool(cfg.data),
-        f"--d-input {cfg.d_input} without a --discriminator": cfg.d_input != "response" and cfg.discriminator == "none",
-        "--discriminator frozen without --d-pretrain has learned nothing": cfg.discriminator == "frozen"
-        and not cfg.d_pretrain,
-        "no reward is left: --answer none and --similarity none": cfg.answer == cfg.similarity == "none"
-        and cfg.advantage != "one",
-        "--student-rows none leaves no group: it needs --advantage one": cfg.student_rows == "none"
-        and cfg.advantage != "one",
-        "--student-rows none and no teacher rows: nothing is trained": cfg.student_rows == "none"
-        and cfg.teacher_use not in ("gradient", "denominator-1", "luffy"),
-        "--student-rows none gives D nothing to tell apart": cfg.student_rows == "none" and cfg.discriminator != "none",
-        f"--group-size {cfg.group_size} cannot be split over {len(names)} teachers; take --teacher-rows each": (
-            cfg.teacher_rows == "split" and cfg.group_size % len(names) != 0 and cfg.teacher_use != "none"
+    in_group = cfg.teacher_use not in ("none", "discriminator")
+    senseless = [
+        (max(cfg.judged, cfg.judge_wrong) > 1, "--judged and --judge-wrong are shares, between 0 and 1"),
+        (cfg.algo not in ("grpo", "dr_grpo") and not has_teachers, f"--algo {cfg.algo} needs teachers"),
+        (has_d and not has_teachers, "a --discriminator needs teacher responses: --teacher-use"),
+        (learned and not has_d, f"--similarity {cfg.similarity} is D's: it needs a --discriminator"),
+        (cfg.d_input != "response" and not has_d, f"--d-input {cfg.d_input} without a --discriminator"),
+        (cfg.discriminator == "frozen" and not cfg.d_pretrain, "a D frozen without --d-pretrain has learned nothing"),
+        (cfg.similarity == "constant" and not in_group, "--similarity constant marks teacher rows: it needs them"),
+        (cfg.similarity == "oracle" and bool(cfg.data), "--similarity oracle knows the tiny world only: no --data"),
+        (has_teachers and len(set(names)) < len(names), f"--teachers {cfg.teachers}: the same teacher twice"),
+        (
+            has_teachers and cfg.teacher_rows == "split" and cfg.group_size % len(names) != 0,
+            f"--group-size {cfg.group_size} cannot be split over {len(names)} teachers; take --teacher-rows each",
         ),
-        f"--teachers {cfg.teachers}: the same teacher twice": len(set(names)) < len(names),
-    }
-    for reason, wrong in senseless.items():
+    ]
+    if cfg.advantage != "one":
+        senseless.append((cfg.answer == cfg.similarity == "none", "no reward: --answer none and --similarity none"))
+    if cfg.student_rows == "none":
+        senseless.append((cfg.advantage != "one", "--student-rows none leaves no group: it needs --advantage one"))
+        senseless.append((has_d, "--student-rows none gives D nothing to tell apart"))
+        senseless.append((cfg.teacher_use in ("none", "discriminator", "baseline"), "nothing is left to be trained"))
+    for wrong, reason in senseless:
         if wrong:
             raise UserError(reason)
     return cfg
