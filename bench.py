@@ -100,6 +100,11 @@ def main() -> None:
         forget()
         return rollout(student, prompts, names, G, T)
 
+    student_optimizer = torch.optim.AdamW(
+        student.parameters(), lr=0.0
+    )  # lr 0: the work of a step, the same weights after
+    d_optimizer = torch.optim.AdamW(D.parameters(), lr=0.0)
+
     def packed_update():
         forget()
         student.freeze("vision").train()
@@ -116,17 +121,22 @@ def main() -> None:
         stock(**separate_batch(student, prompts, groups)).loss.backward()
         stock.zero_grad()
 
-    def d_update():
-        texts = [[student.text(r) for r in g] for g in groups]
-        discriminator_loss(D(D.pack(texts)), is_student, Q * G, Q * G).backward()
-        D.zero_grad()
-
-    def whole_step():
+    def whole_step():  # what train.py does in a step, but for the judge: rollout, D, rewards, reference, student
         own_rollout()
-        d_update()
+        student.freeze("vision").train()
+        packed = D.pack([[student.text(r) for r in g] for g in groups])
+        discriminator_loss(D(packed), is_student, Q * G, Q * G).backward()
+        d_optimizer.step()
+        d_optimizer.zero_grad()
+        batch = pack(student.see(prompts), groups)
         with torch.no_grad():
-            student(pack(prompts, groups))  # the reference
-        packed_update()
+            D(packed)
+            ref = student(batch)
+        logp = student(batch)
+        old = logp.detach()
+        policy_loss(logp, old, ref, advantage.flatten(), batch.mask, responses=Q * 2 * G, max_length=T).backward()
+        student_optimizer.step()
+        student_optimizer.zero_grad()
 
     def stock_rollout():
         stock.eval()

@@ -62,6 +62,8 @@ def evaluate(
                 tokens += [len(r.ids) for r in group]
                 finished += [r.finished for r in group]
     out = {"questions": len(questions), "greedy": float(np.mean(greedy)), "texts": texts}
+    each = zip(questions, greedy, sampled or [None] * len(greedy), strict=True)
+    out["answers"] = [{"question": q.id, "greedy": g, "sampled": s} for q, g, s in each]
     out["greedy_interval"] = wilson(sum(greedy), len(greedy))
     kinds = sorted({q.meta["kind"] for q in questions if "kind" in q.meta})
     out["greedy_by_kind"] = {
@@ -200,6 +202,7 @@ def collect(name: str, cells: list[str], seeds: list[int], against: str = "") ->
                 sure = d["half"] is not None and abs(d["mean"]) > d["half"]
                 ours = "undecided" if not sure else "worse" if d["mean"] < 0 else "better"
                 row["paper and ours"] = f"worse, {ours}"
+        row["hard questions solved"] = hard_solved(runs, Path("runs") / f"{name}-{cells[0]}-{{}}", sorted(found))
         rows[cell], above = row, cell
         logs = [(r / "metrics.jsonl").read_text().splitlines() for s, r in runs.items() if s in found]
         steps = [[m for m in map(json.loads, log) if m["stage"] == "ril" and "loss" in m] for log in logs]
@@ -217,6 +220,24 @@ def collect(name: str, cells: list[str], seeds: list[int], against: str = "") ->
     (out / f"{name}.md").write_text(study_table(name, rows, missing, against or "the row above"))
     draw_study(out / f"{name}.png", rows, curves)
     print((out / f"{name}.md").read_text())
+
+
+HARD = 0.05  # a question is hard for the warm start when at most this share of its sampled answers is right
+
+
+def hard_solved(runs: dict, first: Path, seeds: list[int]) -> dict | None:
+    """Sampled accuracy on the questions that the study's first row almost never answers; None without enough draws."""
+    shares = []
+    for s in seeds:
+        of = {}
+        for who, path in (("first", Path(str(first).format(s))), ("here", runs[s])):
+            file = path / "answers.jsonl"
+            rows = [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
+            of[who] = {r["question"]: r["sampled"] for r in rows if r["who"] == "after"}
+        hard = [q for q, x in of["first"].items() if x is not None and x <= HARD]
+        if hard and of["here"] and min(x for x in of["first"].values() if x > 0) <= HARD:
+            shares.append(float(np.mean([of["here"][q] for q in hard])))
+    return over_seeds(shares) | {"questions": len(hard)} if shares else None
 
 
 def study_table(name: str, rows: dict, missing: list[str], against: str) -> str:
@@ -237,12 +258,14 @@ def study_table(name: str, rows: dict, missing: list[str], against: str) -> str:
     out += [f"interval over seeds (Student's t); differences are paired by seed, against {against}.", ""]
     out += [f"Missing: {', '.join(missing)}", ""] if missing else []
     judged = ["paper, ours"] if any("paper and ours" in r for r in rows.values()) else []
-    names = ["row", "seeds", "Δ sampled", "Δ greedy", *judged, *COLUMNS]
+    hard = ["hard questions solved"] if any(r["hard questions solved"] for r in rows.values()) else []
+    names = ["row", "seeds", "Δ sampled", "Δ greedy", *judged, *hard, *COLUMNS]
     out += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for label, r in rows.items():
         deltas = [cell(r.get(f"{c} difference"), 3, "+") for c in ("sampled", "greedy")]
         deltas += [r.get("paper and ours", "-")] * len(judged)
-        cells = [cell(r[c], digits) for c, (_, digits) in COLUMNS.items()]
+        cells = [cell(r["hard questions solved"], 3)] * len(hard)
+        cells += [cell(r[c], digits) for c, (_, digits) in COLUMNS.items()]
         out.append("| " + " | ".join([label, str(len(r["seeds"])), *deltas, *cells]) + " |")
     return "\n".join(out) + "\n"
 
@@ -317,7 +340,7 @@ def main() -> None:
 
     judge = Judge(args.judge)
     result = evaluate(load(args.student), questions, judge, args.max_new_tokens, args.draws, args.seed)
-    result.pop("texts")
+    del result["texts"], result["answers"]
     for name, value in result.items():
         print(f"{name}: {json.dumps(value)}")
 

@@ -647,6 +647,50 @@ def test_intervals_equal_values_by_hand():
     assert abs(low - 0.469) < 0.01 and abs(high - 0.531) < 0.01
 
 
+def test_auc_and_seed_statistics_equal_values_by_hand():
+    assert ev.auc([3, 2], [1, 2]) == (1 + 1 + 1 + 0.5) / 4 and ev.auc([], [1]) == 0.5
+    found = ev.over_seeds([0.6, 0.7, 0.8])
+    assert abs(found["mean"] - 0.7) < 1e-12 and abs(found["half"] - 4.303 * 0.1 / 3**0.5) < 1e-9
+    assert ev.over_seeds([0.5])["half"] is None
+
+
+def test_a_studys_table_pairs_by_seed_and_names_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    scores = {"a": {0: 0.5, 1: 0.7}, "b": {0: 0.55, 1: 0.75}, "c": {0: 0.9}}
+    for cell, of in scores.items():
+        for seed, x in of.items():
+            run = tmp_path / f"runs/s-{cell}-{seed}"
+            run.mkdir(parents=True)
+            summary = dict(sampled_after=x, greedy_after=x, seconds={"ril": 3.0}, similarity_end=x)
+            (run / "summary.json").write_text(json.dumps(summary))
+            (run / "config.json").write_text(json.dumps(dict(commit="abc", command="python train.py")))
+            row = dict(stage="ril", step=0, loss=0.0, similarity=x, answer=x)
+            (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+            answers = [dict(who="after", question=q, greedy=1, sampled=y) for q, y in (("q1", 0.02), ("q2", x))]
+            (run / "answers.jsonl").write_text("".join(json.dumps(r) + "\n" for r in answers))
+    ev.collect("s", ["a", "b", "c"], [0, 1])
+    result = json.loads((tmp_path / "results/s.json").read_text())
+    assert abs(result["rows"]["b"]["sampled difference"]["mean"] - 0.05) < 1e-9
+    assert result["rows"]["b"]["sampled difference"]["half"] < 1e-9  # paired: the seeds' own level cancels
+    assert "sampled difference" not in result["rows"]["c"] and result["missing"] == ["runs/s-c-1"]
+    assert result["rows"]["a"]["hard questions solved"]["mean"] == 0.02  # q1 alone is hard
+    assert (
+        "| b | 2 | +0.050 ± 0.000 |" in (tmp_path / "results/s.md").read_text()
+        and (tmp_path / "results/s.png").exists()
+    )
+
+
+def test_a_right_look_says_what_a_perfect_look_says():
+    q = next(q for q in data.world_questions("train", 200) if q.meta["kind"] == "count" and q.answer == "3")
+    said = q.meta["replies"]["a"]
+    assert data.look(q, said) is True and data.look(q, q.meta["replies"]["b"]) is True
+    words = said.split(". the answer")[0].removeprefix("i see ").split()
+    turned = "i see " + " ".join(words[2:] + words[:2]) + ". the answer is 3"
+    assert data.look(q, turned) is True and data.look(q, "3") is None  # counted things come in any order
+    assert data.look(q, said.replace(words[1], "circle" if words[1] != "circle" else "square", 1)) is False
+
+
 def test_evaluation_pairs_answers_with_questions(straight):
     student = model.load(straight / "student")
     questions = data.world_questions("valid", 24)

@@ -395,13 +395,16 @@ def slices(count: int, size: int) -> list[slice]:
 def lessons(vlm: VLM, step: int, seed: int, pictures: int, per_picture: int, voice: str):
     """One warm-start batch: the questions about a picture share its packed row; only the replies are targets."""
     prompts, rows, skip = [], [], []
-    for picture, pairs in world_lessons(step, seed, pictures, per_picture, voice):
-        looked = vlm.look([picture])
-        asked = [vlm.chat_ids(looked, text) for text, _ in pairs]
-        n = shared_prefix(asked)
-        prompts.append(vlm.prompt(asked[0][:n], looked))
-        rows.append([a[n:] + vlm.reply_ids(reply) for a, (_, reply) in zip(asked, pairs, strict=True)])
-        skip.append([len(a) - n for a in asked])
+    batch = world_lessons(step, seed, pictures, per_picture, voice)
+    looked = [vlm.look([picture]) for picture, _ in batch]
+    chats = [vlm.chat_text(seen, text) for seen, (_, pairs) in zip(looked, batch, strict=True) for text, _ in pairs]
+    replies = [reply for _, pairs in batch for _, reply in pairs]
+    asked, said = (vlm.tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (chats, replies))
+    for seen, s in zip(looked, slices(len(asked), per_picture), strict=True):
+        n = shared_prefix(asked[s])
+        prompts.append(vlm.prompt(asked[s][0][:n], seen))
+        rows.append([a[n:] + r + [vlm.end] for a, r in zip(asked[s], said[s], strict=True)])
+        skip.append([len(a) - n for a in asked[s]])
     return pack(prompts, rows, skip, vlm.device)
 
 
@@ -824,10 +827,11 @@ def evaluate_run(run: Run) -> None:
         players |= {f"teacher{'_2' * bool(i)}": teacher_folder(name) for i, name in enumerate(names[:2])}
     if cfg.evaluated == "after":
         players = {"after": players["after"]}
-    summary, texts = {"run": cfg.run, "algo": cfg.algo, "test_questions": len(test)}, {}
+    summary, texts, answers = {"run": cfg.run, "algo": cfg.algo, "test_questions": len(test)}, {}, []
     for who in tqdm(players, "evaluation", delay=2):
         found = evaluate(load(players[who]), test, judge, cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
         texts[who] = found.pop("texts")
+        answers += [dict(who=who, **row) for row in found.pop("answers")]
         summary |= {f"{name}_{who}": value for name, value in rounded(found).items() if name != "questions"}
     rows = [r for r in run.rows("metrics.jsonl", "ril") if "similarity" in r]
     few = max(1, min(5, len(rows) // 2))
@@ -841,6 +845,7 @@ def evaluate_run(run: Run) -> None:
     if cfg.evaluated == "all":
         write_samples(run.path, shown(run, test[:8], judge, texts))
         draw_curves(run.path, rows, validations)
+    run.write("answers.jsonl", "".join(json.dumps(row) + "\n" for row in answers))
     run.write("summary.json", summary)
 
 
@@ -933,10 +938,23 @@ def main(argv: list[str] | None = None) -> None:
             summary["seconds"] = json.loads((run.path / "seconds.json").read_text())
             summary["peak_memory_mb"] = summary["seconds"].pop("peak_memory_mb")
             run.write("summary.json", summary)
-        print("\n---")
-        for key, value in summary.items():
-            print(f"{key}: {json.dumps(value)}")
-        print(f"see: {run.path}/curves.png {run.path}/samples.md")
+        print_summary(run, summary)
+
+
+def print_summary(run: Run, summary: dict) -> None:
+    """The lines worth reading, key: value; summary.json has all."""
+    print("\n---")
+    for name in ("test_questions", "greedy", "sampled", "tokens", "looks", "similarity", "answer", "d_accuracy"):
+        for when in ("", "_before", "_after", "_teacher", "_teacher_2", "_start", "_end"):
+            if name + when in summary:
+                low_high = summary.get(f"{name}_interval{when}")
+                interval = f"  (95 % interval {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
+                print(f"{name + when}: {summary[name + when]}{interval}")
+    print(f"exported_step: {summary['exported_step']} of {run.cfg.steps}, chosen on the validation questions")
+    print("seconds: " + "  ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items()))
+    print(f"peak_memory_mb: {summary['peak_memory_mb']}")
+    pictures = f" {run.path}/curves.png {run.path}/samples.md" if run.cfg.evaluated == "all" else ""
+    print(f"see: {run.path}/summary.json{pictures}")
 
 
 if __name__ == "__main__":
