@@ -323,6 +323,9 @@ def join_pixels(prompts: list[Prompt]) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------ the model
+PARTS = ("vision", "embeddings", "attention", "mlp", "head")  # what --frozen can name
+
+
 class Regroup(nn.Module):
     """Stands in the projector's place while pictures are encoded, so that the patches come out before the
     projection.
@@ -513,23 +516,22 @@ class VLM(nn.Module):
 
     # ---- weights
     def freeze(self, *parts: str) -> "VLM":
-        """Train everything but these parts: vision (not its projector), embeddings, attention, mlp, head.
+        """Train everything but these of PARTS. The projector counts as language, as in the paper's "all language
+        modules".
 
-        Where embeddings and head are tied, freezing one freezes both. Raises UserError for another part.
+        Where embeddings and head are tied, freezing one freezes both.
         """
         self.hf.requires_grad_(True)
-        frozen = {
+        layers = self.base.language_model.layers
+        modules = {
             "vision": [self.base.get_submodule(self.family.vision)],
             "embeddings": [self.base.get_input_embeddings()],
-            "attention": [layer.self_attn for layer in self.base.language_model.layers],
-            "mlp": [layer.mlp for layer in self.base.language_model.layers],
+            "attention": [layer.self_attn for layer in layers],
+            "mlp": [layer.mlp for layer in layers],
             "head": [self.hf.lm_head],
         }
-        for part in parts:
-            if part not in frozen:
-                raise UserError(f"--frozen {part}: unknown; there are {', '.join(frozen)}")
-            for module in frozen[part]:
-                module.requires_grad_(False)
+        for module in (m for part in parts for m in modules[part]):
+            module.requires_grad_(False)
         self.base.get_submodule(self.family.projector).requires_grad_(True)
         return self
 

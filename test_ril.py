@@ -1076,6 +1076,7 @@ def test_every_switch_changes_the_metrics(straight, default_rows, tmp_path, name
         (["--similarity", "constant", "--teacher-use", "discriminator"], "marks teacher rows"),
         (["--discriminator", "frozen", "--no-d-pretrain"], "has learned nothing"),
         (["--judged", "1.5"], "between 0 and 1"),
+        (["--frozen", "vision,eyes"], "--frozen eyes: unknown"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line_before_anything_is_written(tmp_path, flags, says):

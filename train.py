@@ -71,7 +71,7 @@ from grpo import (
     teacher_advantages,
 )
 from judge import Judge
-from model import TINY, VLM, family_of, load, new_folder, pack, save, shared_prefix
+from model import PARTS, TINY, VLM, family_of, load, new_folder, pack, save, shared_prefix
 from rollout import PAPER, PURE, Response, Sampling, rollout
 
 # A method is a set of switches; flags given explicitly win. Same data, same number of updates, same evaluation for all.
@@ -234,6 +234,8 @@ def parse(argv: list[str]) -> Config:
             f"--group-size {cfg.group_size} cannot be split over {len(names)} teachers; take --teacher-rows each",
         ),
     ]
+    for part in frozen_parts(cfg):
+        senseless.append((part not in PARTS, f"--frozen {part}: unknown; there are {', '.join(PARTS)}, or none"))
     if cfg.advantage != "one":
         senseless.append((cfg.answer == cfg.similarity == "none", "no reward: --answer none and --similarity none"))
     if cfg.student_rows == "none":
@@ -244,6 +246,11 @@ def parse(argv: list[str]) -> Config:
         if wrong:
             raise UserError(reason)
     return cfg
+
+
+def frozen_parts(cfg: Config) -> list[str]:
+    """--frozen as a list; none is the empty one."""
+    return [] if cfg.frozen == "none" else cfg.frozen.split(",")
 
 
 def teacher_folder(name: str) -> Path:
@@ -609,7 +616,7 @@ def discriminator(run: Run) -> None:
 def ril(run: Run) -> None:
     """Algorithm 2 of the paper. The numbers are those of the README; the switches default to the paper's choices."""
     cfg, judge = run.cfg, training_judge(run.cfg)
-    student = load(run.path / "sft").freeze(*cfg.frozen.replace("none", "").split(",") if cfg.frozen != "none" else ())
+    student = load(run.path / "sft").freeze(*frozen_parts(cfg))
     reference, replica = student.twin(), student.twin()  # pi_ref never changes; pi_old is refreshed at every step
     student_optimizer = adamw(student, cfg.lr)
     trained = {"student": (student, student_optimizer)}
@@ -650,7 +657,7 @@ def ril(run: Run) -> None:
         # 4 pack: one question = one row, for the policies (with picture and question) and for D (its template)
         groups = [mine + theirs for mine, (theirs, _) in zip(fresh, cached, strict=True)]
         cut = slices(P, cfg.micro_batch)
-        seen = student.see(prompts) if "vision" in cfg.frozen else [replace(p, patches=None) for p in prompts]
+        seen = student.see(prompts) if "vision" in frozen_parts(cfg) else [replace(p, patches=None) for p in prompts]
         packed = [pack(seen[s], [[r.ids for r in g[:rows]] for g in groups[s]], device=student.device) for s in cut]
 
         # 5 discriminator: mu updates by Eq. 1
