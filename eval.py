@@ -307,6 +307,7 @@ def main() -> None:
     """The command line; prints key: value lines."""
     parser = Flags(__doc__)
     parser.add_argument("--student", default="", help="a folder such as runs/NAME/student")
+    parser.add_argument("--into", default="", help="a folder for summary.json and answers.jsonl (one line a question)")
     parser.add_argument("--collect", default="", help="a study's name: make its table and picture from its runs")
     parser.add_argument("--cells", default="", help="with --collect: the rows, in order")
     parser.add_argument("--seeds", default="0", help="with --collect: the seeds")
@@ -340,7 +341,14 @@ def main() -> None:
 
     judge = Judge(args.judge)
     result = evaluate(load(args.student), questions, judge, args.max_new_tokens, args.draws, args.seed)
-    del result["texts"], result["answers"]
+    del result["texts"]
+    answers = result.pop("answers")
+    if args.into:
+        into = Path(args.into)
+        into.mkdir(parents=True, exist_ok=True)
+        (into / "answers.jsonl").write_text("".join(json.dumps(dict(who="after", **row)) + "\n" for row in answers))
+        summary = {f"{name}_after": value for name, value in result.items()} | {"seconds": {}}
+        (into / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     for name, value in result.items():
         print(f"{name}: {json.dumps(value)}")
 
