@@ -159,6 +159,7 @@ COLUMNS = {  # column of the table -> (key in summary.json, decimals)
     "at end": ("similarity_end", 2),
     "answer at end": ("answer_end", 2),
     "D accuracy": ("d_accuracy_end", 2),
+    "look AUC": ("look_auc_end", 2),
     "dead groups": ("dead_groups_end", 2),
     "policy tokens": ("packed_tokens", 0),
     "seconds": ("seconds_ril", 0),
@@ -166,7 +167,7 @@ COLUMNS = {  # column of the table -> (key in summary.json, decimals)
 
 
 # What the paper's ablations find for a departure from its choices, all of them worse (cells of results/controls.sh).
-PAPER_SAYS_WORSE = """D-frozen similarity-three similarity-levels similarity-continuous answer-none similarity-none mu-2
+PAPER_SAYS_WORSE = """D-frozen similarity-three similarity-levels similarity-continuous answer-none mu-2
 mu-4 beta-0 beta-1 cached-1 cached-2 frozen-embeddings frozen-attention""".split()
 
 
@@ -185,10 +186,14 @@ def collect(name: str, cells: list[str], seeds: list[int], against: str = "") ->
         missing += [str(runs[s]) for s in seeds if s not in found]
         if not found:
             continue
-        config = json.loads((runs[min(found)] / "config.json").read_text())
-        row = {"seeds": sorted(found), "commit": config["commit"], "command": config.get("command")}
+        configs = [json.loads((runs[s] / "config.json").read_text()) for s in sorted(found)]
+        row = {"seeds": sorted(found), "commit": " ".join(sorted({c["commit"] for c in configs}))}
+        row["command"] = configs[0].get("command")
+        steps = {s: loop_rows(runs[s]) for s in sorted(found)}
+        for s, summary in found.items():
+            summary |= start_and_end(steps[s])
         for summary in found.values():
-            summary["seconds_ril"] = summary["seconds"].get("ril", 0)
+            summary["seconds_ril"] = summary["seconds"].get("ril", 0) + summary["seconds"].get("discriminator", 0)
         for column, (key, _) in COLUMNS.items():
             values = [found[s][key] for s in sorted(found) if key in found[s]]
             row[column] = over_seeds(values) if values else None
@@ -204,9 +209,9 @@ def collect(name: str, cells: list[str], seeds: list[int], against: str = "") ->
                 row["paper and ours"] = f"worse, {ours}"
         row["hard questions solved"] = hard_solved(runs, Path("runs") / f"{name}-{cells[0]}-{{}}", sorted(found))
         rows[cell], above = row, cell
-        logs = [(r / "metrics.jsonl").read_text().splitlines() for s, r in runs.items() if s in found]
-        steps = [[m for m in map(json.loads, log) if m["stage"] == "ril" and "loss" in m] for log in logs]
-        curves[cell] = {k: np.mean([[m[k] for m in one] for one in steps], axis=0) for k in ("similarity", "answer")}
+        curves[cell] = {
+            k: np.mean([[m[k] for m in one] for one in steps.values()], axis=0) for k in ("similarity", "answer")
+        }
     out = Path("results")
     command = f"results/{name}.sh"
     result = {
@@ -222,12 +227,28 @@ def collect(name: str, cells: list[str], seeds: list[int], against: str = "") ->
     print((out / f"{name}.md").read_text())
 
 
+def loop_rows(run: Path) -> list[dict]:
+    """The steps of a run's loop, from metrics.jsonl."""
+    rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in rows if r["stage"] == "ril" and "loss" in r]
+
+
+def start_and_end(rows: list[dict]) -> dict[str, float]:
+    """Means over the first and the last five steps (fewer in a short run) of what is worth comparing."""
+    few, out = max(1, min(5, len(rows) // 2)), {}
+    for name in ("similarity", "answer", "d_accuracy", "look_auc", "dead_groups", "nll_student", "nll_teacher"):
+        if rows and name in rows[0]:
+            out[f"{name}_start"] = round(float(np.mean([r[name] for r in rows[:few]])), 4)
+            out[f"{name}_end"] = round(float(np.mean([r[name] for r in rows[-few:]])), 4)
+    return out
+
+
 HARD = 0.05  # a question is hard for the warm start when at most this share of its sampled answers is right
 
 
 def hard_solved(runs: dict, first: Path, seeds: list[int]) -> dict | None:
     """Sampled accuracy on the questions that the study's first row almost never answers; None without enough draws."""
-    shares = []
+    shares, counts = [], []
     for s in seeds:
         of = {}
         for who, path in (("first", Path(str(first).format(s))), ("here", runs[s])):
@@ -237,7 +258,8 @@ def hard_solved(runs: dict, first: Path, seeds: list[int]) -> dict | None:
         hard = [q for q, x in of["first"].items() if x is not None and x <= HARD]
         if hard and of["here"] and min(x for x in of["first"].values() if x > 0) <= HARD:
             shares.append(float(np.mean([of["here"][q] for q in hard])))
-    return over_seeds(shares) | {"questions": len(hard)} if shares else None
+            counts.append(len(hard))
+    return over_seeds(shares) | {"questions": counts} if shares else None
 
 
 def study_table(name: str, rows: dict, missing: list[str], against: str) -> str:
@@ -255,7 +277,11 @@ def study_table(name: str, rows: dict, missing: list[str], against: str) -> str:
         "",
         f"Made by `results/{name}.sh` at commit {', '.join(commits)}: mean ± half width of the 95 %",
     ]
-    out += [f"interval over seeds (Student's t); differences are paired by seed, against {against}.", ""]
+    out += [f"interval over seeds (Student's t); differences are paired by seed, against {against}."]
+    out += [
+        "All seeds share the test questions: the intervals are about training, not about the choice of questions.",
+        "",
+    ]
     out += [f"Missing: {', '.join(missing)}", ""] if missing else []
     judged = ["paper, ours"] if any("paper and ours" in r for r in rows.values()) else []
     hard = ["hard questions solved"] if any(r["hard questions solved"] for r in rows.values()) else []

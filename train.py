@@ -59,7 +59,7 @@ from data import (
     world_questions,
 )
 from discriminator import INPUTS, Discriminator, discriminator_accuracy, discriminator_update, similarity_reward
-from eval import auc, draw_curves, evaluate, write_samples
+from eval import auc, draw_curves, evaluate, loop_rows, start_and_end, write_samples
 from grpo import (
     advantages,
     group_metrics,
@@ -137,7 +137,9 @@ class Config:
     # teachers
     teacher_samples: int = setting(8, "cached responses per question", paper=16)
     cached: int = setting(0, "cached responses used per question and teacher (0: all)", zero=True)
-    right_only: bool = setting(False, "use only the cached responses that the judge calls right (where there are any)")
+    right_only: bool = setting(
+        False, "use only the cached responses that the judge calls right, and only questions that have one"
+    )
     teacher_temperature: float = setting(0.8, "sampling temperature of the teacher")
     # discriminator pre-training
     d_steps: int = setting(12, "at most so many steps", zero=True)
@@ -224,6 +226,15 @@ def parse(argv: list[str]) -> Config:
         (cfg.algo not in ("grpo", "dr_grpo") and not has_teachers, f"--algo {cfg.algo} needs teachers"),
         (has_d and not has_teachers, "a --discriminator needs teacher responses: --teacher-use"),
         (learned and not has_d, f"--similarity {cfg.similarity} is D's: it needs a --discriminator"),
+        (has_d and not learned, f"--similarity {cfg.similarity} leaves D without a say: --discriminator none"),
+        (cfg.teacher_use == "discriminator" and not has_d, "--teacher-use discriminator needs a --discriminator"),
+        (not has_teachers and (cfg.cached or cfg.right_only), "--cached and --right-only need teachers"),
+        (
+            cfg.judged == 0 and cfg.similarity == "none" and cfg.advantage != "one",
+            "no reward: --judged 0, no similarity",
+        ),
+        (cfg.advantage == "one" and cfg.mu > 1, "--advantage one is likelihood and has no ratio to clip: --mu 1"),
+        (cfg.group_size < 2 and not in_group, "--group-size 1 without teacher rows: a group of one has no advantage"),
         (cfg.d_input != "response" and not has_d, f"--d-input {cfg.d_input} without a --discriminator"),
         (cfg.discriminator == "frozen" and not cfg.d_pretrain, "a D frozen without --d-pretrain has learned nothing"),
         (cfg.similarity == "constant" and not in_group, "--similarity constant marks teacher rows: it needs them"),
@@ -486,7 +497,7 @@ def teachers(run: Run) -> None:
         )
         if not cfg.data and cache.exists() and made_alike:
             rows = [row for _, row in read_jsonl(cache, ("question", "teacher", "text"))]
-            mine = [Response(r["question"], 0, r["teacher"], [], r["text"], r["finished"]) for r in rows]
+            mine = [Response(r["question"], 0, name, [], r["text"], r["finished"]) for r in rows]
             wanted, count = {q.id for q in questions}, collections.Counter()
             for r in mine:  # the first teacher_samples of each question
                 count[r.question] += 1
@@ -553,10 +564,12 @@ class TeacherCache:
             raise UserError(f"no whole teacher response to {len(none)} questions, the first is {none[0]!r}; {fix}")
         for found in self.of.values():
             for name, mine in found.items():
-                mine = [x for x in mine if x[1]] or mine if cfg.right_only else mine
-                found[name] = mine[: cfg.cached or None]
+                found[name] = [x for x in mine if x[1] or not cfg.right_only][: cfg.cached or None]
             for name in self.names:  # where one teacher has none, the others fill in
                 found[name] = found[name] or [x for other in found.values() for x in other]
+        self.questions = [q for q in questions if any(self.of[q.id].values())]  # fewer only with --right-only
+        if not self.questions:
+            raise UserError("--right-only leaves no question: no cached response is right")
 
     def draw(self, question: str, *purpose, count: int = 0) -> tuple[list[Response], list[int]]:
         """Each teacher's share of a group (or `count` each) and the verdicts; repeats only where the cache holds
@@ -575,8 +588,8 @@ def discriminator(run: Run) -> None:
     """Pre-train D on fresh student samples against cached teacher responses; stop early on held-out questions."""
     cfg = run.cfg
     student = load(run.path / "sft")
-    questions = split(cfg)["train"]
-    cache = TeacherCache(run, student, questions)
+    cache = TeacherCache(run, student, split(cfg)["train"])
+    questions = cache.questions
     hold = max(1, min(32, len(questions) // 8))
     held, train = questions[:hold], questions[hold:] or questions
     D = Discriminator(student, cfg.d_input).train()
@@ -628,6 +641,7 @@ def ril(run: Run) -> None:
     parts = split(cfg)
     questions, valid = parts["train"], parts["valid"]
     cache = TeacherCache(run, student, questions) if cfg.teacher_use != "none" else None
+    questions = cache.questions if cache else questions
     checkpoints, progress = Checkpoints(run, "ril", trained, cfg.checkpoint_every), {"best": -1.0, "best_step": -1}
     start = checkpoints.resume(progress)
     how, P = PAPER if cfg.sampling == "paper" else PURE, cfg.questions_per_step
@@ -663,13 +677,14 @@ def ril(run: Run) -> None:
         # 5 discriminator: mu updates by Eq. 1
         d_row = {}
         if cfg.discriminator != "none":
-            d_packed = D.batches(asked, prompts, groups, cfg.micro_batch)
-            for _ in range(cfg.mu):
+            d_packed = D.batches(asked, seen, groups, cfg.micro_batch)
+            for k in range(cfg.mu):
                 d_loss, student_logit = discriminator_update(D.train(), d_packed, ~is_teacher.flatten())
+                if k == 0:
+                    d_row = {"d_loss": d_loss, **discriminator_accuracy(student_logit, ~is_teacher.flatten())}
                 if cfg.discriminator == "updated":
                     update(d_optimizer, cfg.clip, d_loss, run, "ril", step, names)
                 d_optimizer.zero_grad()
-            d_row = {"d_loss": d_loss, **discriminator_accuracy(student_logit, ~is_teacher.flatten())}
         clock_d = time.perf_counter()
 
         # 6 rewards: r_sim from the just-updated D, r_ans from the judge (the teachers' verdicts are cached)
@@ -740,7 +755,7 @@ def look_auc(asked: list, fresh: list, student_logit: torch.Tensor) -> float:
 
 def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str) -> dict[str, float]:
     """What the step's tokens look like under the policy; every name is defined in the README."""
-    mine, theirs, gap, penalty, tokens = [torch.zeros(0)], [torch.zeros(0)], [torch.zeros(1)], [torch.zeros(0)], 0
+    mine, theirs, gap, penalty, tokens = [torch.zeros(0)], [torch.zeros(0)], [torch.zeros(1)], [], 0
     for s, batch, old, ref in zip(cut, packed, logp_old, logp_ref, strict=True):
         of_teacher = is_teacher[s].flatten()[:, None].to(batch.mask.device) & batch.mask
         mine.append(old[batch.mask & ~of_teacher])
@@ -761,7 +776,7 @@ def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str)
         "cut_off": mean([not r.finished for r in responses]),
         "nll_student": mean(-torch.cat(mine).cpu().numpy()),
         "nll_teacher": mean(-torch.cat(theirs).cpu().numpy()),
-        "kl": mean(torch.cat(penalty).cpu().numpy()),
+        **({"kl": mean(torch.cat(penalty).cpu().numpy())} if penalty else {}),
         "sampler_gap": torch.cat(gap).max().item(),
         "packed_tokens": tokens,
     }
@@ -772,7 +787,7 @@ def line(step: int, steps: int, row: dict, seconds: float) -> str:
     return (
         f"  {step + 1:4d}/{steps}  sim {row['similarity']:.2f}  ans {row['answer']:.2f}"
         f"  D acc {row.get('d_accuracy', 0):.2f}  dead {row['dead_groups']:.2f}  tokens {row['tokens']:4.1f}"
-        f"  nll {row['nll_student']:.2f}/{row['nll_teacher']:.2f}  kl {row['kl']:.3f}"
+        f"  nll {row['nll_student']:.2f}/{row['nll_teacher']:.2f}  kl {row.get('kl', 0):.3f}"
         f"  grad {row['gradient_norm']:.2f}  {seconds:.2f} s"
     )
 
@@ -840,12 +855,8 @@ def evaluate_run(run: Run) -> None:
         texts[who] = found.pop("texts")
         answers += [dict(who=who, **row) for row in found.pop("answers")]
         summary |= {f"{name}_{who}": value for name, value in rounded(found).items() if name != "questions"}
-    rows = [r for r in run.rows("metrics.jsonl", "ril") if "similarity" in r]
-    few = max(1, min(5, len(rows) // 2))
-    for name in ("similarity", "answer", "d_accuracy", "dead_groups", "nll_student", "nll_teacher"):
-        if rows and name in rows[0]:
-            summary[f"{name}_start"] = round(float(np.mean([r[name] for r in rows[:few]])), 4)
-            summary[f"{name}_end"] = round(float(np.mean([r[name] for r in rows[-few:]])), 4)
+    rows = loop_rows(run.path)
+    summary |= start_and_end(rows)
     summary["packed_tokens"] = sum(r["packed_tokens"] for r in rows)
     validations = [r for r in run.rows("metrics.jsonl", "ril") if "valid_sampled" in r]
     summary["exported_step"] = max(validations, key=lambda r: r["valid_sampled"])["step"] + 1

@@ -1,4 +1,4 @@
-# Sourced by the studies in this folder. A study is a list of cells; a cell is a name and train.py's flags. Every cell runs once
+# Sourced by the studies in this folder. A study is a list of cells; a cell is a name and train.py's flags (SEED in them is the seed). Every cell runs once
 # per seed, from the warm start of that seed, one single-thread process per core. Rerunning a study skips what is there.
 #
 #     study main "0 1 2 3 4"        # name and seeds
@@ -8,14 +8,15 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 SHARED="--threads 1 --test-questions 2000 --eval-draws 2 --evaluated after --eval-every 20 --checkpoint-every 60"
-export PYTHON OMP_NUM_THREADS=1
+CORES=$(env -u OMP_NUM_THREADS nproc)  # nproc obeys that variable
+export PYTHON CORES OMP_NUM_THREADS=1
 
 study() { NAME=$1; SEEDS=$2; CELLS=(); JOBS=$(mktemp); export JOBS; }
 
 cell() {
   CELLS+=("$1")
   for seed in $SEEDS; do
-    echo "$NAME-$1-$seed --student runs/warm-$seed/sft --seed $seed $SHARED ${*:2}" >>"$JOBS"
+    echo "$NAME-$1-$seed --student runs/warm-$seed/sft --seed $seed $SHARED ${*:2}" | sed "s/SEED/$seed/g" >>"$JOBS"
   done
 }
 
@@ -25,14 +26,14 @@ one_job() {  # NAME FLAGS...: one run; prints how many of the study's runs are t
   done=0
   while read -r name _; do [ -e "runs/$name/summary.json" ] && done=$((done + 1)); done <"$JOBS"
   total=$(wc -l <"$JOBS")
-  echo "$(date +%T)  $done of $total runs, $1 ready, about $(((total - done) * (SECONDS + 1) / $(nproc) / 60)) minutes left"
+  echo "$(date +%T)  $done of $total runs, $1 ready, about $(((total - done) * (SECONDS + 1) / $CORES / 60)) minutes left"
 }
 export -f one_job
 
 run_study() {
   for seed in $SEEDS; do  # the warm starts are shared by all studies
     [ -e "runs/warm-$seed/sft/config.json" ] || echo "warm-$seed --seed $seed --stage sft --threads 1"
-  done | xargs -r -P "$(nproc)" -L 1 bash -c '"$PYTHON" train.py --run "$@" >"runs-$1.log" 2>&1 && rm "runs-$1.log"' _
-  xargs -P "$(nproc)" -L 1 bash -c 'SECONDS=0; one_job "$@"' _ <"$JOBS"
+  done | xargs -r -P "$CORES" -L 1 bash -c '"$PYTHON" train.py --run "$@" >"runs-$1.log" 2>&1 && rm "runs-$1.log"' _
+  xargs -P "$CORES" -L 1 bash -c 'SECONDS=0; one_job "$@"' _ <"$JOBS" || echo "some runs failed: the table names them" >&2
   "$PYTHON" eval.py --collect "$NAME" --cells "$(IFS=,; echo "${CELLS[*]}")" --seeds "${SEEDS// /,}" --against "${AGAINST:-}"
 }
