@@ -1072,7 +1072,7 @@ def test_every_switch_changes_the_metrics(straight, default_rows, tmp_path, name
         (["--teachers", "tiny-qwen-teacher,reference", "--group-size", "3"], "cannot be split over 2 teachers"),
         (["--answer", "none", "--similarity", "none", "--discriminator", "none"], "no reward: --answer none"),
         (["--student-rows", "none"], "leaves no group"),
-        (["--similarity", "constant", "--discriminator", "none", "--teacher-use", "none"], "marks teacher rows"),
+        (["--algo", "dr_grpo", "--similarity", "constant"], "marks teacher rows"),
         (["--discriminator", "frozen", "--no-d-pretrain"], "has learned nothing"),
         (["--judged", "1.5"], "between 0 and 1"),
         (["--similarity", "constant"], "leaves D without a say"),
