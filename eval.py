@@ -316,11 +316,17 @@ def draw_study(path: Path, rows: dict, curves: dict) -> None:
     axes[0].set(title="held-out accuracy, 95 % interval over seeds")
     axes[0].grid(axis="x", alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
+    color_of = {label: plt.get_cmap("tab20")(i % 20) for i, label in enumerate(rows)}
     for axis, key in zip(axes[1:], ("similarity", "answer"), strict=True):
         for label, curve in curves.items():
             y = curve[key]
             if len(y) and np.any(y):
-                axis.plot([np.mean(y[max(0, i - 3) : i + 4]) for i in range(len(y))], lw=1.4, label=label)
+                axis.plot(
+                    [np.mean(y[max(0, i - 3) : i + 4]) for i in range(len(y))],
+                    lw=1.4,
+                    label=label,
+                    color=color_of[label],
+                )
         axis.set(title=f"{key} reward of the student", xlabel="step", ylim=(-0.02, 1.02))
         axis.legend(frameon=False, fontsize=7)
     for axis in axes:

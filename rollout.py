@@ -156,7 +156,7 @@ def rollout(
 ) -> list[list[Response]]:
     """`group` responses to each prompt, as lists in the prompts' order.
 
-    names are the questions' ids; `purpose` (seed, ...), the id and the visit (which time the question is asked) seed
+    names are the questions' ids; `purpose` (seed, ...), the id and the visit (which time it is asked, if given) seed
     the uniform numbers. At most `max_rows`
     rows decode at once: memory for keys and values is max_rows x (prompt + max_new_tokens).
     """
@@ -168,7 +168,7 @@ def rollout(
     with attention(vlm.base.language_model.config, "grouped_decode"):
         for i in range(0, len(prompts), per_pass):
             part = slice(i, i + per_pass)
-            keys = list(zip(names, visits or [0] * len(names), strict=True))[part]
+            keys = list(zip(names, visits, strict=True) if visits else zip(names))[part]
             out += decode(vlm, prompts[part], keys, group, max_new_tokens, how, purpose, source)
     return out
 
@@ -244,7 +244,7 @@ def decode(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> l
     # ---- back to lists
     tokens, logps, count, finished = tokens.tolist(), logps.tolist(), count.tolist(), finished.tolist()
     out = []
-    for i, (name, _) in enumerate(keys):
+    for i, (name, *_) in enumerate(keys):
         responses = []
         for g in range(group):
             r = i * group + g
