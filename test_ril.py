@@ -982,6 +982,10 @@ def test_committed_teacher_answers_every_question_of_the_pool(name):
     assert {r["question"] for r in rows} == set(questions) and len(rows) == 8 * len(questions)
     right = np.mean([jd.rule_judge(questions[r["question"]], r["text"]) for r in rows])
     assert 0.6 < right < 0.97  # a real teacher with its natural errors
+    again = train.ask_teacher(name, list(questions.values())[:6], train.Config())  # the committed weights still say it
+    assert [(r.question, r.text, r.finished) for r in again] == [
+        (r["question"], r["text"], r["finished"]) for r in rows[:48]
+    ]
     opening = questions[rows[0]["question"]].meta["replies"][model.TINY[name].voice].split()[0]
     assert np.mean([r["text"].startswith(opening) for r in rows]) > 0.95  # in its own voice
     for student in STUDENTS:  # few are lost to either student
