@@ -130,20 +130,19 @@ def surrogate_metrics(logp: torch.Tensor, logp_old: torch.Tensor, mask: torch.Te
     return {"ratio": rho.mean().item(), "clipped": ((rho - 1).abs() > eps).float().mean().item()}
 
 
-def group_metrics(reward: torch.Tensor, similarity: torch.Tensor, answer: torch.Tensor, teacher: torch.Tensor) -> dict:
-    """What the rewards of a step look like; all (Q, N), `teacher` marks the teachers' responses. Defined in the
-    README.
+def group_metrics(reward, similarity, answer, teacher, advantage) -> dict[str, float]:
+    """What the rewards of a step look like; all (Q, N), `teacher` marks the teachers' responses, `advantage` (Q, any) is
+    what reaches the gradient. Defined in the README.
     """
 
     def mean(x, where):
         return x[where].mean().item() if where.any() else 0.0
 
-    dead = (reward == reward[:, :1]).all(dim=1)
     return {
         "reward": mean(reward, ~teacher),
         "similarity": mean(similarity, ~teacher),
         "answer": mean(answer, ~teacher),
         "teacher_similarity": mean(similarity, teacher),
         "teacher_answer": mean(answer, teacher),
-        "dead_groups": dead.float().mean().item(),
+        "dead_groups": (advantage == 0).all(dim=1).float().mean().item(),
     }

@@ -301,7 +301,8 @@ def test_what_is_done_with_teacher_rows():
 def test_dead_groups_are_counted_and_have_no_advantage():
     reward = torch.tensor([[1.0, 1, 1, 1], [0, 1, 2, 1]])
     teacher = torch.tensor([[False, False, True, True]]).expand(2, -1)
-    assert grpo.group_metrics(reward, reward, reward, teacher)["dead_groups"] == 0.5
+    found = grpo.group_metrics(reward, reward, reward, teacher, grpo.advantages(reward))
+    assert found["dead_groups"] == 0.5 and found["reward"] == 0.75 and found["teacher_answer"] == 1.25
     assert grpo.advantages(reward)[0].abs().sum() == 0
 
 

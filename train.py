@@ -687,17 +687,13 @@ def ril(run: Run) -> None:
         clock_d = time.perf_counter()
 
         # 6 rewards: r_sim from the just-updated D, r_ans from the judge (the teachers' verdicts are cached)
-        if cfg.similarity in ("constant", "none"):
-            similarity = is_teacher.float() * (cfg.similarity == "constant")
-        elif cfg.similarity == "oracle":
-            similarity = torch.tensor(
-                [[float(look(q, r.text) or 0) for r in g] for q, g in zip(asked, groups, strict=True)]
-            )
-        else:
+        if cfg.discriminator != "none":
             with torch.no_grad():
                 student_logit = torch.cat([D(b) for b in d_packed]).view(P, G + T)
             similarity = similarity_reward(student_logit, cfg.similarity)
             d_row["look_auc"] = look_auc(asked, fresh, student_logit)
+        else:
+            similarity = control_similarity(cfg.similarity, asked, groups, is_teacher)
         verdicts = [judge.verdicts(asked, g[:G]) + v for g, (_, v) in zip(groups, cached, strict=True)]
         answer = torch.tensor(verdicts, dtype=torch.float32) * (cfg.answer == "judge")
         reward = rewards(similarity, answer)
@@ -726,8 +722,7 @@ def ril(run: Run) -> None:
 
         # 9 log
         row = dict(loss=loss_sum, gradient_norm=norm, **d_row)
-        row |= group_metrics(reward, similarity, answer, is_teacher)
-        row["dead_groups"] = (advantage == 0).all(dim=1).float().mean().item()
+        row |= group_metrics(reward, similarity, answer, is_teacher, advantage)
         row |= {name: float(np.mean([r[name] for r in ratios])) for name in ratios[0]}
         row |= token_metrics(fresh, packed, logp_old, logp_ref, is_teacher[:, :rows], cut, cfg.kl)
         run.log("metrics.jsonl", stage="ril", step=step, **row)
@@ -740,6 +735,13 @@ def ril(run: Run) -> None:
             validate(run, student, valid, step + 1, progress)
         checkpoints.save(step + 1, progress)
     save(student, run.path / "checkpoints" / "last", torch.float32)
+
+
+def control_similarity(kind: str, asked: list, groups: list, is_teacher: torch.Tensor) -> torch.Tensor:
+    """The similarity rewards that need no D: none (0), constant (1 on teacher rows), oracle (1 on right looks)."""
+    if kind == "oracle":
+        return torch.tensor([[float(look(q, r.text) or 0) for r in g] for q, g in zip(asked, groups, strict=True)])
+    return is_teacher.float() * (kind == "constant")
 
 
 def look_auc(asked: list, fresh: list, student_logit: torch.Tensor) -> float:
