@@ -131,8 +131,8 @@ def surrogate_metrics(logp: torch.Tensor, logp_old: torch.Tensor, mask: torch.Te
 
 
 def group_metrics(reward, similarity, answer, teacher, advantage) -> dict[str, float]:
-    """What the rewards of a step look like; all (Q, N), `teacher` marks the teachers' responses, `advantage` (Q, any) is
-    what reaches the gradient. Defined in the README.
+    """What the rewards of a step look like; all (Q, N), `teacher` marks the teachers' responses, `advantage` (Q, any)
+    is what reaches the gradient. Defined in the README.
     """
 
     def mean(x, where):
