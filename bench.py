@@ -121,7 +121,8 @@ def main() -> None:
         stock(**separate_batch(student, prompts, groups)).loss.backward()
         stock.zero_grad()
 
-    def whole_step():  # what train.py does in a step, but for the judge: rollout, D, rewards, reference, student
+    def whole_step():
+        """What train.py does in a step, but for the judge: rollout, D, rewards, reference, student."""
         own_rollout()
         student.freeze("vision").train()
         packed = D.pack([[student.text(r) for r in g] for g in groups])
