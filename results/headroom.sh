@@ -12,4 +12,5 @@ cell warm-start --student runs/short-SEED/sft --algo dr_grpo --steps 0
 long dr_grpo --algo dr_grpo
 long distill --algo distill
 long ril --algo ril
+long ril-A+B --teachers tiny-qwen-teacher,tiny-internvl-teacher
 run_study
