@@ -27,6 +27,7 @@ import judge as jd
 import model
 import rollout as ro
 import train
+from results.collect import collect
 
 torch.set_num_threads(1)
 HOME = Path(__file__).resolve().parent
@@ -670,7 +671,7 @@ def test_a_studys_table_pairs_by_seed_and_names_what_is_missing(tmp_path, monkey
             (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
             answers = [dict(who="after", question=q, greedy=1, sampled=y) for q, y in (("q1", 0.02), ("q2", x))]
             (run / "answers.jsonl").write_text("".join(json.dumps(r) + "\n" for r in answers))
-    ev.collect("s", ["a", "b", "c"], [0, 1])
+    collect("s", ["a", "b", "c"], [0, 1])
     result = json.loads((tmp_path / "results/s.json").read_text())
     assert abs(result["rows"]["b"]["sampled difference"]["mean"] - 0.05) < 1e-9
     assert result["rows"]["b"]["sampled difference"]["half"] < 1e-9  # paired: the seeds' own level cancels

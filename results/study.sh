@@ -3,7 +3,7 @@
 #
 #     study main "0 1 2 3 4"        # name and seeds
 #     cell ril --algo ril           # one row of the table
-#     run_study                     # runs, then collects results/NAME.json, NAME.md and NAME.png
+#     run_study                     # runs, then collects (results/collect.py) results/NAME.json, NAME.md and NAME.png
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -35,5 +35,5 @@ run_study() {
     [ -e "runs/warm-$seed/sft/config.json" ] || echo "warm-$seed --seed $seed --stage sft --threads 1"
   done | xargs -r -P "$CORES" -L 1 bash -c '"$PYTHON" train.py --run "$@" >"runs-$1.log" 2>&1 && rm "runs-$1.log"' _
   xargs -P "$CORES" -L 1 bash -c 'SECONDS=0; one_job "$@"' _ <"$JOBS" || echo "some runs failed: the table names them" >&2
-  "$PYTHON" eval.py --collect "$NAME" --cells "$(IFS=,; echo "${CELLS[*]}")" --seeds "${SEEDS// /,}" --against "${AGAINST:-}"
+  "$PYTHON" -m results.collect "$NAME" --cells "$(IFS=,; echo "${CELLS[*]}")" --seeds "${SEEDS// /,}" --against "${AGAINST:-}"
 }
