@@ -99,6 +99,17 @@ def straight(tmp_path_factory):
     return folder / "runs" / "a"
 
 
+@pytest.fixture(scope="module", params=STUDENTS)
+def whole(request, straight, tmp_path_factory):
+    """(a whole small run, its flags), of either family."""
+    if request.param == "tiny-qwen":
+        return straight, SMALL
+    folder, flags = tmp_path_factory.mktemp(request.param), [*SMALL, "--student", request.param]
+    flags += ["--teachers", f"{request.param}-teacher"]
+    command(folder, "--run", "a", *flags)
+    return folder / "runs" / "a", flags
+
+
 # ------------------------------------------------------------------------------------------------ data.py
 def test_boards_of_the_splits_never_meet():
     boards = {}
@@ -594,7 +605,8 @@ def test_discriminator_loss_is_equation_1_and_adds_up_over_parts():
     assert found == {"d_accuracy": 0.5, "d_on_student": 0.5, "d_on_teacher": 0.5}
 
 
-def test_pretrained_discriminator_tells_most_texts_apart(straight):
+def test_pretrained_discriminator_tells_most_texts_apart(whole):
+    straight, _ = whole
     student = model.load(straight / "sft")
     D = disc.Discriminator(student)
     D.load_state_dict(train.load_file(straight / "discriminator" / "model.safetensors"))
@@ -757,15 +769,17 @@ def test_a_run_leaves_every_artefact(straight):
     assert not list(straight.rglob("*.part"))
 
 
-def test_two_runs_of_one_command_give_identical_bytes(straight, tmp_path):
-    command(tmp_path, "--run", "b", *SMALL)
+def test_two_runs_of_one_command_give_identical_bytes(whole, tmp_path):
+    straight, flags = whole
+    command(tmp_path, "--run", "b", *flags)
     assert same(straight, tmp_path / "runs" / "b")
 
 
-def test_the_loops_numbers_do_not_depend_on_micro_batching_and_mu_2_has_a_ratio(straight, tmp_path):
-    rows = {}
+def test_the_loops_numbers_do_not_depend_on_micro_batching_and_mu_2_has_a_ratio(whole, tmp_path):
+    (straight, players), rows = whole, {}
+    players = players[len(SMALL) :]
     for name, flags in {"one": ["--micro-batch", "1"], "all": ["--micro-batch", "4"], "mu": ["--mu", "2"]}.items():
-        rows[name] = switched(straight, tmp_path, name, *flags)
+        rows[name] = switched(straight, tmp_path, name, *players, *flags)
     for a, b in zip(rows["one"], rows["all"], strict=True):
         assert a.keys() == b.keys() and all(abs(a[k] - b[k]) < 1e-4 * (1 + abs(a[k])) for k in a if k != "stage")
     assert all(abs(r["ratio"] - 1) > 1e-4 for r in rows["mu"]) and all(abs(r["ratio"] - 1) < 1e-6 for r in rows["one"])
@@ -781,7 +795,8 @@ def test_a_run_stopped_after_each_stage_ends_with_the_same_bytes(straight, tmp_p
 
 
 @pytest.mark.parametrize("stage, mark", [("sft", "sft-step40"), ("ril", "ril-step4")])
-def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(straight, tmp_path, stage, mark):
+def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(whole, tmp_path, stage, mark):
+    straight, flags = whole
     shutil.copytree(straight, tmp_path / "runs/k")
     run = tmp_path / "runs/k"
     order = train.STAGES[train.STAGES.index(stage) :]
@@ -795,7 +810,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(s
     for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
         lines = [x for x in (run / name).read_text().splitlines() if json.loads(x)["stage"] not in order]
         (run / name).write_text("".join(x + "\n" for x in lines))
-    argv = [sys.executable, str(HOME / "train.py"), "--run", "k", *SMALL]
+    argv = [sys.executable, str(HOME / "train.py"), "--run", "k", *flags]
     # killed hard, at a moment between two checkpoints: as soon as the step behind the checkpoint is logged
     code = (
         "import os, signal, sys, train\n"
