@@ -216,6 +216,12 @@ TINY = {
     "tiny-internvl-teacher": Tiny("internvl", 128, voice="b"),
 }
 
+JUDGES = {  # text-only language models that --judge can name
+    "qwen2.5-32b": "Qwen/Qwen2.5-32B-Instruct",
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+}
+
 
 # ------------------------------------------------------------------------------------------------ prompts, packed rows
 @dataclass
