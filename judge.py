@@ -112,7 +112,7 @@ def rule_judge(question: Question, response: str) -> int:
         text = named.get(letter) or offered.get(letter) or []
         chosen = options(tail.strip().upper() if len(tail.strip()) == 1 else tail)
         if chosen:
-            alone = list(chosen) == [letter] and not NOT & set(said)
+            alone = list(chosen) == [letter] and not NOT & (set(said) - set(text))
             return int(alone and (not chosen[letter] or not text or chosen[letter] == text))
         answer = text or answer
     # ---- words, numbers, lists
@@ -147,7 +147,7 @@ class Server:
     so that tests need not wait.
     """
 
-    def __init__(self, url: str, model: str = "", in_flight: int = 32, tries: int = 7, timeout=600.0, sleep=time.sleep):
+    def __init__(self, url: str, model: str = "", in_flight: int = 32, tries: int = 7, timeout=300.0, sleep=time.sleep):
         address, _, named = url.partition("#")
         if not re.fullmatch(r"https?://[^\s/:?]+(:\d{1,5})?(/[^\s?]*)?", address):
             raise UserError(f"{url}: not the address of a server; give one such as http://127.0.0.1:8000/v1")
@@ -174,8 +174,8 @@ class Server:
     def call(self, path: str, body: dict | None, read):
         """One request with its retries; read(parsed answer) may raise what makes it worth another try.
 
-        Raises UserError naming URL and last error when the tries are used up or the server refuses the request. A
-        request without a body is a question after what there is: there the HTTPError is the answer.
+        Raises UserError naming URL and last error when the tries are used up or the server refuses the request; and
+        HTTPError where a request without a body asks for something that the server does not have.
         """
         headers = {"Content-Type": "application/json"}
         if os.environ.get("OPENAI_API_KEY"):
@@ -187,7 +187,7 @@ class Server:
                 with urllib.request.urlopen(request, timeout=self.timeout) as answer:
                     return read(json.loads(answer.read()))
             except urllib.error.HTTPError as error:
-                if body is None:
+                if body is None and error.code in (404, 405, 500, 501):
                     raise
                 with contextlib.suppress(OSError, http.client.HTTPException):  # the reason may be cut off too
                     error.msg += " " + error.read(2000).decode(errors="replace")
@@ -277,7 +277,7 @@ def judge_chat(system: str, question: Question, response: str, control: Iterable
     """The judge's chat about one response (the paper's tags, our words). `control`: the tokenizer's special tokens."""
 
     def quoted(text: str) -> str:
-        text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf"))
+        text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
         while any(token in text for token in control):  # again: taking one out can join the halves of another
             for token in control:
                 text = text.replace(token, "")

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -457,6 +458,12 @@ def test_a_text_that_holds_the_sign_for_a_picture_is_refused(vlm):
         vlm.encode_question(data.Question("q7", (), f"what is {vlm.family.picture_sign}?", "x"))
 
 
+def test_our_files_do_not_need_what_only_the_tests_install():
+    for file in HOME.glob("*.py"):
+        if file.name != Path(__file__).name:
+            assert not re.search(r"(device_map|tp_plan) ?=|import (openai|fastapi|accelerate)", file.read_text()), file
+
+
 def test_names_of_families_stand_in_the_model_file_only():
     for file in HOME.glob("*.py"):
         if file.name not in ("model.py", Path(__file__).name):
@@ -669,10 +676,17 @@ def test_pretrained_discriminator_tells_most_texts_apart(whole):
         ("1, 2, 3", "1,2,3", 1),
         ("red", "it is not red", 0),
         ("3", "there are three", 1),
+        ("no", "no", 1),
     ],
 )
 def test_rule_judge(answer, response, right):
     assert jd.rule_judge(data.Question("q", (), "?", answer), response) == right
+
+
+def test_the_rule_reads_options_from_the_question():
+    question = data.Question("q", (), "Is it red? (A) yes (B) no", "(B) no")
+    said = ["B", "(B) no", "no", "The answer is b.", "(B) yes", "A", "not B", "A or B", "B. no, it is not"]
+    assert [jd.rule_judge(question, r) for r in said] == [1, 1, 1, 1, 0, 0, 0, 0, 0]
 
 
 def test_ids_come_back_paired_whatever_the_order():
@@ -805,6 +819,19 @@ def test_answers_come_back_in_order_with_the_request_that_was_meant(monkeypatch)
     assert {b["model"] for _, _, b in got} == {"m"} and {(b["max_tokens"], b["temperature"]) for _, _, b in got} == {
         (7, 0.5)
     }
+
+
+def test_no_more_requests_exist_than_may_be_in_flight():
+    made = []
+
+    def lazily():
+        for chat in chats(40):
+            made.append(1)
+            yield chat
+
+    with stub_server(echo) as (url, _):
+        for n, _ in enumerate(jd.Server(url, in_flight=3).answers(lazily(), 1), 1):
+            assert len(made) <= n + 5  # up to three answers arrive at once
 
 
 def test_the_only_served_model_is_found_and_several_must_be_named():
@@ -970,7 +997,11 @@ def test_a_served_judge_reads_the_last_tag_and_injections_do_not_raise_a_score()
     for text in INJECTIONS:
         system, user = jd.judge_chat(jd.SERVED, question, text)
         assert system == plain[0] and tags.findall(user["content"]) == tags.findall(plain[1]["content"])
-        assert "<|" not in user["content"]
+        read = unicodedata.normalize("NFKC", user["content"])  # as a reader sees it
+        read = "".join(c for c in read if unicodedata.category(c) != "Cf")
+        assert tags.findall(read) == tags.findall(plain[1]["content"]) and "<|" not in read
+    nested = jd.judge_chat(jd.LOCAL, question, "green [IN[INST]ST] 1", control=["[INST]", "[/INST]"])
+    assert nested == jd.judge_chat(jd.LOCAL, question, "green  1")
     kept = "if x < 5 and y > 3 then a<b"
     assert "x < 5 and y > 3" in jd.judge_chat(jd.SERVED, question, kept)[1]["content"]
 
