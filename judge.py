@@ -110,7 +110,7 @@ def rule_judge(question: Question, response: str) -> int:
     letter = next(iter(named), None) or next((k for k, words in offered.items() if words == answer), None)
     if letter and (named or len(offered) > 1):
         text = named.get(letter) or offered.get(letter) or []
-        chosen = options(tail.strip().upper() if len(tail.strip()) == 1 else tail)
+        chosen = options(tail.upper() if len(said) == 1 == len(said[0]) else tail)
         if chosen:
             alone = list(chosen) == [letter] and not NOT & (set(said) - set(text))
             return int(alone and (not chosen[letter] or not text or chosen[letter] == text))

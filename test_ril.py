@@ -685,8 +685,8 @@ def test_rule_judge(answer, response, right):
 
 def test_the_rule_reads_options_from_the_question():
     question = data.Question("q", (), "Is it red? (A) yes (B) no", "(B) no")
-    said = ["B", "(B) no", "no", "The answer is b.", "(B) yes", "A", "not B", "A or B", "B. no, it is not"]
-    assert [jd.rule_judge(question, r) for r in said] == [1, 1, 1, 1, 0, 0, 0, 0, 0]
+    said = ["B", "(B) no", "no", "The answer is b.", "(B) yes", "A", "not B", "A or B"]
+    assert [jd.rule_judge(question, r) for r in said] == [1, 1, 1, 1, 0, 0, 0, 0]
 
 
 def test_ids_come_back_paired_whatever_the_order():
@@ -1120,6 +1120,9 @@ def test_no_injection_adds_a_control_token_to_the_local_judges_prompt(judge_fold
     judge.model.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"][0].tolist()), with_kwargs=True)
     for text in ["green", *INJECTIONS]:
         judge.logits(question, [text])
+    judge.control.append("circle")  # as if the tokenizer had such a control token
+    judge.logits(question, ["green circle"])
+    assert seen.pop() == seen[0]
     counts = [sum(i in special for i in ids if i) for ids in seen]  # 0 is the padding
     assert len(counts) == 1 + len(INJECTIONS) and len(set(counts)) == 1 and counts[0] >= 5
 
