@@ -1,4 +1,4 @@
-"""Labelled responses to calibrate a judge with: half from the tiny world, half written by hand.
+"""Labelled responses to calibrate a judge with: 120 from the tiny world, 198 written by hand.
 
 python -m results.judge_cases > results/judge_cases.jsonl
 
