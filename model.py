@@ -267,6 +267,12 @@ TINY = {
     "tiny-internvl-teacher": Tiny("internvl", 128, voice="b"),
 }
 
+JUDGES = {  # text-only language models that --judge can name
+    "qwen2.5-32b": "Qwen/Qwen2.5-32B-Instruct",
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+}
+
 
 @dataclass(frozen=True)
 class Full:
@@ -625,7 +631,7 @@ class VLM(nn.Module):
         """Text from elsewhere without anything that the tokenizer would take for a control token."""
         for token in self.control:
             text = text.replace(token, "")
-        return text.strip()
+        return text.strip() if not any(token in text for token in self.control) else self.clean(text)
 
     def text(self, ids: list[int]) -> str:
         """Tokens as text, control tokens and surrounding white space removed."""
@@ -659,7 +665,7 @@ class VLM(nn.Module):
     @property
     def tied(self) -> bool:
         """Are embeddings and head one tensor?"""
-        return self.hf.lm_head.weight is self.base.get_input_embeddings().weight
+        return is_tied(self.hf)
 
     @torch.no_grad()
     def copy_from(self, other: "VLM") -> None:
@@ -702,14 +708,19 @@ def deal(items: list) -> list:
     return list(items)[rank::world]
 
 
+def everyone_of(x) -> list:
+    """What every rank has under this name, by rank (all ranks together)."""
+    parts: list = [None] * ranks()[1]
+    if len(parts) == 1:
+        return [x]
+    dist.all_gather_object(parts, x)
+    return parts
+
+
 def everyone(mine: list) -> list:
     """The results of all ranks in the order in which `deal` dealt; every rank gets them (lengths may differ by one)."""
-    rank, world = ranks()
-    if world == 1:
-        return mine
-    parts: list = [None] * world
-    dist.all_gather_object(parts, mine)
-    return [parts[i % world][i // world] for i in range(sum(map(len, parts)))]
+    parts = everyone_of(mine)
+    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
 
 def wait() -> None:
@@ -723,15 +734,15 @@ def whole(x: torch.Tensor) -> torch.Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def shard(player: nn.Module, base: nn.Module, family: Family, mesh: DeviceMesh, compute: torch.dtype) -> None:
-    """FSDP2 over decoder layers, vision blocks and the rest; computes in `compute`, reduces gradients in fp32.
+def shard(player: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, compute: torch.dtype) -> None:
+    """FSDP2 over `blocks` (decoder layers, vision blocks) and the rest; computes in `compute`, reduces in fp32.
 
     Embeddings, head, projector and norms stay one group: tied weights may not be split, and every rank must gather
     equally often. Inputs are not cast, so that a bf16 forward is that of a whole bf16 replica, bit for bit.
     """
     param = None if compute == torch.float32 else compute
     policy = MixedPrecisionPolicy(param, torch.float32, cast_forward_inputs=False)
-    for part in (*base.get_submodule(family.vision_blocks), *base.language_model.layers, player):
+    for part in (*blocks, player):
         fully_shard(part, mesh=mesh, mp_policy=policy)
 
 
@@ -770,7 +781,7 @@ def load(
     if folder is None:
         fill(it, seed)
     else:
-        read_weights(it.tensors(), vlm, folder)
+        read_weights(it.tensors(), vlm.hf, folder)
     for module in it.modules():  # rotary tables are in no file; stock code computes them
         if not isinstance(module, VLM) and list(module.buffers(recurse=False)):
             vlm.hf._init_weights(module)
@@ -780,7 +791,8 @@ def load(
 def placed(player, vlm: VLM, mesh: DeviceMesh | None, compute: torch.dtype):
     """The player, sharded when there is a mesh."""
     if mesh is not None:
-        shard(player, player.base, vlm.family, mesh, compute)
+        blocks = [*player.base.get_submodule(vlm.family.vision_blocks), *player.base.language_model.layers]
+        shard(player, blocks, mesh, compute)
     return player
 
 
@@ -792,7 +804,7 @@ def shell(name: str | Path, dtype: torch.dtype) -> tuple[VLM, Path]:
         config = family.model.config_class.from_pretrained(folder, local_files_only=True)
         pictures = family.image_processor.from_pretrained(folder, local_files_only=True)
         tok = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        hf = on_meta(family, config, dtype)
+        hf = on_meta(lambda: family.model(config), dtype)
         if (folder / "generation_config.json").is_file():
             hf.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever stock code says of a torn or missing file, as one line
@@ -802,13 +814,13 @@ def shell(name: str | Path, dtype: torch.dtype) -> tuple[VLM, Path]:
     return VLM(hf, tok, pictures), folder
 
 
-def on_meta(family: Family, config, dtype: torch.dtype) -> nn.Module:
+def on_meta(make: Callable, dtype: torch.dtype) -> nn.Module:
     """The stock model without memory; parameters in `dtype`, rotary tables in fp32 (`.to(dtype)` would round them)."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):
-            hf = family.model(copy.deepcopy(config))
+            hf = make()
     finally:
         torch.set_default_dtype(before)
     hf.tie_weights()
@@ -820,7 +832,8 @@ def random_shell(name: str, dtype: torch.dtype = torch.float32) -> VLM:
     full = FULL[name]
     family = FAMILIES[full.family]
     tiny, tok, pictures = family.tiny(96, 1)
-    hf = on_meta(family, family.full(tiny, text_sizes(full), dict(full.vision)), dtype)
+    config = family.full(tiny, text_sizes(full), dict(full.vision))
+    hf = on_meta(lambda: family.model(config), dtype)
     hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
     return VLM(hf, tok, type(pictures)())
 
@@ -834,21 +847,27 @@ def fill(player: nn.Module, seed: int) -> None:
         local.normal_(std=0.02) if p.ndim > 1 else local.fill_(float(name.endswith("weight")))
 
 
-def hub_names(vlm: VLM) -> dict[str, str]:
-    """The stock class's tensor names -> those in the published files."""
-    names = list(vlm.hf.state_dict())
+def is_tied(hf: nn.Module) -> bool:
+    """Are embeddings and head one tensor?"""
+    return hf.lm_head.weight is hf.get_input_embeddings().weight
+
+
+def hub_names(hf: nn.Module) -> dict[str, str]:
+    """The stock class's tensor names -> those in the published files, which hold a tied head once."""
+    names = list(hf.state_dict())
     mark = {name: torch.tensor(i) for i, name in enumerate(names)}
-    return {names[int(i)]: hub for hub, i in revert_weight_conversion(vlm.hf, mark).items()}
+    hub = {names[int(i)]: there for there, i in revert_weight_conversion(hf, mark).items()}
+    return {name: there for name, there in hub.items() if not (is_tied(hf) and name == "lm_head.weight")}
 
 
 @torch.no_grad()
-def read_weights(targets: dict[str, torch.Tensor], vlm: VLM, folder: Path) -> None:
+def read_weights(targets: dict[str, torch.Tensor], hf: nn.Module, folder: Path) -> None:
     """Fill `targets` (stock names) from the folder's safetensors files, each rank its own slices, in their dtype.
 
     The file has to hold exactly the model's tensors, in its shapes; else a UserError names the first that is wrong.
     """
-    hub = {name: there for name, there in hub_names(vlm).items() if not (vlm.tied and name == "lm_head.weight")}
-    shapes = {hub[name]: tuple(x.shape) for name, x in vlm.hf.state_dict().items() if name in hub}
+    hub = hub_names(hf)
+    shapes = {hub[name]: tuple(x.shape) for name, x in hf.state_dict().items() if name in hub}
     of = {hub[name]: x for name, x in targets.items() if name in hub}
     found: set[str] = set()
     for file in sorted(folder.glob("*.safetensors")):
@@ -886,11 +905,11 @@ def copy_slice(target: torch.Tensor, there) -> None:
 
 def find_folder(name: str | Path) -> Path:
     """A folder as it is; a published name from the hub's cache or, with a network, from the hub."""
-    if str(name) not in FULL:
+    if str(name) not in (*FULL, *JUDGES):
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    hub, first = FULL[name].hub, int(os.environ.get("LOCAL_RANK", 0)) == 0
+    hub, first = JUDGES.get(name) or FULL[name].hub, int(os.environ.get("LOCAL_RANK", 0)) == 0
     try:
         if not first:  # the first process of a node looks and downloads, the others find it in the cache
             wait()

@@ -19,23 +19,12 @@ Left out on purpose: trainer classes, callbacks, configuration files, a logging 
 """
 
 import argparse
-import collections
-import contextlib
 import dataclasses
-import hashlib
-import importlib
 import json
 import os
-import platform
-import resource
-import shlex
-import shutil
-import subprocess
 import sys
-import threading
 import time
 import warnings
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,13 +32,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-import transformers
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from tqdm import tqdm
 
 from data import (
@@ -58,12 +43,9 @@ from data import (
     load_questions,
     look,
     questions_at,
-    read_jsonl,
     run_command,
     seed_of,
-    split_questions,
     world_lessons,
-    world_questions,
 )
 from discriminator import INPUTS, Discriminator, discriminator_accuracy, discriminator_update, similarity_reward
 from eval import auc, draw_curves, evaluate, loop_rows, start_and_end, write_samples
@@ -77,15 +59,17 @@ from grpo import (
     surrogate_metrics,
     teacher_advantages,
 )
-from judge import Judge
+from judge import MALFORMED_ALARM, Judge
 from model import (
     FULL,
+    JUDGES,
     PARTS,
     TINY,
     VLM,
     copy_slice,
     deal,
     everyone,
+    everyone_of,
     family_of,
     find_folder,
     load,
@@ -99,7 +83,33 @@ from model import (
     wait,
     whole,
 )
-from rollout import PAPER, PURE, Response, Sampling, rollout
+from rollout import PAPER, PURE, Response, rollout
+from run import (
+    Checkpoints,
+    Run,
+    adamw,
+    budget,
+    device_of,
+    is_real,
+    on_gpu,
+    peak_memory_mb,
+    slices,
+    split,
+    total,
+    update,
+)
+from teachers import (
+    FOLDER,
+    SAMPLES,
+    TEMPERATURE,
+    TeacherCache,
+    as_lines,
+    ask_teacher,
+    select,
+    teacher_folder,
+    teacher_names,
+    teachers,
+)
 
 # A method is a set of switches; flags given explicitly win. Same data, same number of updates, same evaluation for all.
 NO_D = dict(discriminator="none", similarity="none")
@@ -113,8 +123,6 @@ ALGOS = {
     "gail": dict(teacher_use="discriminator", similarity="continuous", answer="none"),  # D's score is the only reward
 }
 STAGES = ("sft", "teachers", "discriminator", "ril", "export", "evaluate")
-HOME = Path(__file__).resolve().parent
-TEACHERS = HOME / "results" / "teachers"  # committed: each tiny teacher's weights and its cached responses
 TEACHER_USE = ("gradient", "baseline", "positive", "denominator-1", "luffy", "discriminator", "none")
 SIMILARITIES = ("binary", "three", "levels", "continuous", "constant", "oracle", "none")
 
@@ -135,7 +143,7 @@ class Config:
     """Every setting of a run. Each field is a flag: group_size is --group-size; booleans have --no-... too."""
 
     run: str = setting("demo", "the run's folder is runs/NAME")
-    stage: str = setting("all", "run one stage only", choices=("all", *STAGES, "build-teachers"))
+    stage: str = setting("all", "run one stage only", choices=("all", *STAGES, "build-teachers", "select"))
     preset: str = setting(
         "auto",
         "tiny: the defaults; paper: the paper's values, ours where it is silent; auto: by the student's size",
@@ -166,8 +174,11 @@ class Config:
     algo: str = setting("ril", "which method: presets of the switches below (ALGOS)", choices=tuple(ALGOS))
     # who plays
     student: str = setting("tiny-qwen", "a name or a Hugging Face folder")
-    teachers: str = setting("tiny-qwen-teacher", "tiny teachers' names or folders, A or A,B; reference: the answers")
-    judge: str = setting("rule", "who decides whether an answer is right", choices=("rule",))
+    teachers: str = setting(
+        "tiny-qwen-teacher", "A or A,B: tiny teachers, published names, folders, NAME=URL; reference: the answers"
+    )
+    teachers_file: str = setting("", "responses made elsewhere: JSONL with question, teacher, text")
+    judge: str = setting("rule", "who decides whether an answer is right: rule, qwen2.5-32b, a folder, or a URL")
     judged: float = setting(1.0, "share of the training questions that have an answer key; the rest score 0", zero=True)
     judge_wrong: float = setting(0.0, "share of training verdicts that are turned round", zero=True)
     # questions
@@ -175,7 +186,9 @@ class Config:
     pool: int = setting(512, "training questions of the tiny world")
     valid_questions: int = setting(300, "validation questions: they choose the exported checkpoint")
     test_questions: int = setting(1000, "test questions: read by the evaluate stage only")
+    select: str = setting("log-prob", "--stage select: the score (teachers.py)", None, ("log-prob", "pass-rate"))
     # warm start
+    sft_data: str = setting("", "JSONL with question, answer and picture: a warm start for a real student")
     sft_steps: int = setting(1200, "steps of the warm start")
     sft_pictures: int = setting(16, "pictures per warm-start step")
     sft_questions: int = setting(4, "questions per picture: one packed row")
@@ -183,12 +196,12 @@ class Config:
     sft_lr_end: float = setting(1e-4, "learning rate at its end", paper=1e-6)
     sft_warmup: int = setting(50, "steps in which the learning rate rises to its start")
     # teachers
-    teacher_samples: int = setting(8, "cached responses per question", paper=16)
+    teacher_samples: int = setting(SAMPLES, "cached responses per question and teacher (the paper: 16)", ours=4)
     cached: int = setting(0, "cached responses used per question and teacher (0: all)", zero=True)
     right_only: bool = setting(
         False, "use only the cached responses that the judge calls right, and only questions that have one"
     )
-    teacher_temperature: float = setting(0.8, "sampling temperature of the teacher")
+    teacher_temperature: float = setting(TEMPERATURE, "sampling temperature of the teacher")
     # discriminator pre-training
     d_steps: int = setting(12, "at most so many steps", zero=True)
     d_pretrain_lr: float = setting(2e-4, "learning rate at the start, falls linearly to a tenth", paper=1e-5)
@@ -232,7 +245,7 @@ class Config:
     eval_every: int = setting(10, "steps between validations", zero=True)
     eval_draws: int = setting(4, "sampled answers per question in every evaluation", zero=True)
     checkpoint_every: int = setting(10, "steps between checkpoints (the warm start: ten times that)")
-    keep: int = setting(2, "checkpoints kept")
+    keep: int = setting(2, "checkpoints kept; with --stage select: questions kept")
 
 
 def parse(argv: list[str]) -> Config:
@@ -267,11 +280,19 @@ def parse(argv: list[str]) -> Config:
         raise UserError(f"--random-weights is for published names: {', '.join(FULL)}; {cfg.student} has its weights")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine shows no GPU to torch; take --device cpu")
-    if not cfg.resume and cfg.stage not in ("all", "build-teachers"):
+    if not cfg.resume and cfg.stage not in ("all", "build-teachers", "select"):
         raise UserError(f"--no-resume deletes the run and begins anew: it does not go with --stage {cfg.stage}")
-    names = cfg.teachers.split(",")
-    for name in names if cfg.stage != "build-teachers" and cfg.teacher_use != "none" else ():
-        if name != "reference":
+    known = cfg.judge in ("rule", *JUDGES) or cfg.judge.startswith(("http://", "https://"))
+    if not known and not (Path(cfg.judge) / "config.json").is_file():
+        raise UserError(f"--judge {cfg.judge}: unknown; there are rule, {', '.join(JUDGES)}, a folder, or a URL")
+    for file in filter(None, (cfg.teachers_file, cfg.sft_data)):
+        if not Path(file).is_file():
+            raise UserError(f"{file}: no such file; correct --teachers-file or --sft-data")
+    if cfg.stage == "select" and not cfg.data:
+        raise UserError("--stage select chooses from your questions: it needs --data")
+    names = teacher_names(cfg)
+    for name in cfg.teachers.split(",") if cfg.stage != "build-teachers" and cfg.teacher_use != "none" else ():
+        if name != "reference" and "=" not in name and name not in FULL and not cfg.teachers_file:
             teacher_folder(name)
     has_d, has_teachers = cfg.discriminator != "none", cfg.teacher_use != "none"
     learned = cfg.similarity in ("binary", "three", "levels", "continuous")
@@ -314,281 +335,12 @@ def parse(argv: list[str]) -> Config:
     return cfg
 
 
-def is_real(student: str) -> bool:
-    """Is this a student of real size? Decides between the tiny defaults and the paper's."""
-    if student in (*TINY, *FULL) or not (Path(student) / "config.json").is_file():
-        return student in FULL
-    config = json.loads((Path(student) / "config.json").read_text())
-    return config.get("text_config", config).get("hidden_size", 0) > 512
-
-
-def device_of(cfg: Config) -> str:
-    """cpu, or this process's GPU."""
-    kind = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return kind if kind == "cpu" else f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
-
-
-def compute_dtype(cfg: Config) -> torch.dtype:
-    """What forward and backward passes compute in."""
-    return torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
-
-
 def frozen_parts(cfg: Config) -> list[str]:
     """--frozen as a list; none is the empty one."""
     return [] if cfg.frozen == "none" else cfg.frozen.split(",")
 
 
-def teacher_folder(name: str) -> Path:
-    """Where a teacher's weights are: a committed tiny teacher or a folder of yours."""
-    for folder in (TEACHERS / name, Path(name)):
-        if (folder / "config.json").is_file():
-            family_of(folder)
-            return folder
-    known = ", ".join(sorted(p.name for p in TEACHERS.glob("*/"))) or "none built yet: --stage build-teachers"
-    raise UserError(f"--teachers {name}: neither a folder with config.json nor a tiny teacher ({known})")
-
-
 # ------------------------------------------------------------------------------------------------ a run's folder
-class Run:
-    """runs/NAME: its configuration, its files, its log, its times."""
-
-    def __init__(self, cfg: Config, argv: list[str]):
-        self.cfg, self.path, self.first = cfg, Path("runs") / cfg.run, ranks()[0] == 0
-        if cfg.offload == "auto":
-            fits = device_of(cfg) == "cpu" or budget().everything_fits(cfg)
-            cfg.offload = "none" if fits else "phase"
-        self.device, self.mesh = device_of(cfg), start_ranks(device_of(cfg).partition(":")[0])
-        if self.first and not cfg.resume:
-            shutil.rmtree(self.path, ignore_errors=True)
-        wait()
-        mine = dataclasses.asdict(cfg)
-        mine["data_hash"] = hashlib.sha256(Path(cfg.data).read_bytes()).hexdigest()[:16] if cfg.data else ""
-        self.path.mkdir(parents=True, exist_ok=True)
-        if (self.path / "config.json").exists():
-            theirs = json.loads((self.path / "config.json").read_text())["settings"]
-            free = "stage resume run keep checkpoint_every threads device offload plan gpus gpu_memory".split()
-            differ = [k for k in mine if k not in free and mine[k] != theirs.get(k)]
-            if differ:
-                change = ", ".join(f"{k} {theirs.get(k)!r} -> {mine[k]!r}" for k in differ)
-                raise UserError(
-                    f"{self.path} holds a run of another configuration: {change}; choose --run NAME or --no-resume"
-                )
-        else:
-            commit = subprocess.run(
-                ["git", "describe", "--always", "--dirty"], cwd=HOME, capture_output=True, text=True
-            )
-            made = dict(command=shlex.join(["python", "train.py", *argv]), commit=commit.stdout.strip() or "unknown")
-            versions = dict(
-                python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__
-            )
-            self.write("config.json", dict(made, settings=mine, versions=versions))
-        wait()
-
-    def sharded(self, name: str | Path, **more):
-        """A model to train: fp32 shards over all ranks, computing in --dtype."""
-        return self.load(name, mesh=self.mesh, compute=compute_dtype(self.cfg), **more)
-
-    def whole(self, name: str | Path):
-        """A model to sample from: whole on every rank, in --dtype."""
-        return self.load(name, dtype=compute_dtype(self.cfg))
-
-    def load(self, name: str | Path, **more):
-        """A model on this rank's device, with the run's limit on pictures."""
-        random = self.cfg.random_weights and name == self.cfg.student
-        it = load(name, self.cfg.seed, self.device, random_weights=random, **more)
-        if self.cfg.image_tokens and isinstance(it, VLM):
-            it.family.limit(it.image_processor, self.cfg.image_tokens)
-        if self.cfg.recompute and "mesh" in more:
-            it.base.gradient_checkpointing_enable(dict(use_reentrant=False))
-        return it
-
-    def write(self, name: str, content) -> None:
-        """Write a file under a temporary name, then rename it: it is either absent or whole. Rank 0 does."""
-        if not self.first:
-            return
-        text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
-        part = self.path / (name + ".part")
-        part.write_text(text)
-        part.replace(self.path / name)
-
-    def log(self, name: str, **row) -> None:
-        """Append one line to metrics.jsonl, samples.jsonl or timing.jsonl. Rank 0 does."""
-        if not self.first:
-            return
-        with (self.path / name).open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def rows(self, name: str, stage: str = "") -> list[dict]:
-        """The whole lines of a log (a torn last one is left out), of one stage or of all."""
-        if not (self.path / name).exists():
-            return []
-        lines = (self.path / name).read_text().split("\n")[:-1]
-        return [row for row in map(json.loads, lines) if stage in ("", row["stage"])]
-
-    def rewind(self, stage: str, step: int) -> None:
-        """Forget what a killed process logged of `stage` behind its last checkpoint: it will be logged again."""
-        for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
-            rows = [r for r in self.rows(name) if r["stage"] != stage or 0 < step > r["step"]]
-            self.write(name, "".join(json.dumps(r) + "\n" for r in rows))
-
-
-class Checkpoints:
-    """Resumable state of one stage: weights and optimisers of `parts`, and `progress` (plain numbers).
-
-    Written in the background, on a process group of its own (its threads talk while training does). A checkpoint counts
-    once it has its final name, which it gets with a list of its files' sizes and checksums.
-    """
-
-    def __init__(self, run: Run, stage: str, parts: dict[str, tuple], every: int):
-        self.run, self.stage, self.parts, self.every = run, stage, parts, every
-        self.folder, self.group = run.path / "checkpoints", dist.new_group(backend="gloo")
-        self.saving, self.seal = None, None  # the save on its way, and rank 0's thread that names it
-
-    def found(self) -> list[Path]:
-        """Whole checkpoints of this stage, oldest first."""
-        named = [p for p in self.folder.glob(f"{self.stage}-step*") if p.name.rpartition("step")[2].isdigit()]
-        return sorted(named, key=lambda p: int(p.name.rpartition("step")[2]))
-
-    def state(self, progress: dict) -> dict:
-        """Everything that is saved; also the mould that a checkpoint is loaded into."""
-        out = {"progress": progress}
-        for name, (module, optimizer) in self.parts.items():
-            out[name], out[f"{name}_optimizer"] = get_state_dict(module, optimizer)
-        return out
-
-    def save(self, step: int, progress: dict, now: bool = False) -> None:
-        """Begin to save after `step` steps when it is time; the training goes on meanwhile."""
-        if step % self.every and not now:
-            return
-        self.finish()
-        part = self.folder / f"{self.stage}-step{step}.part"
-        if self.run.first:
-            shutil.rmtree(part, ignore_errors=True)
-            self.folder.mkdir(exist_ok=True)
-        wait()
-        state = self.state(dict(progress))
-        self.saving = dcp.async_save(state, checkpoint_id=part, process_group=self.group)
-        if self.run.first:
-            self.seal = threading.Thread(target=self.name, args=(self.saving, part))
-            self.seal.start()
-
-    def name(self, saving, part: Path) -> None:
-        """Rank 0, when all ranks have written: checksums, the final name, and the oldest goes."""
-        saving.result()
-        (part / "sums.json").write_text(json.dumps({p.name: checksum(p) for p in sorted(part.iterdir())}))
-        shutil.rmtree(part.with_suffix(""), ignore_errors=True)
-        part.rename(part.with_suffix(""))
-        for old in self.found()[: -self.run.cfg.keep]:
-            shutil.rmtree(old)
-
-    def finish(self) -> None:
-        """Wait for the save on its way."""
-        if self.saving is not None:
-            self.saving.result()
-            if self.seal is not None:
-                self.seal.join()
-            self.saving = self.seal = None
-        wait()
-
-    def whole(self, path: Path) -> bool:
-        """Are all files of a checkpoint what was written?"""
-        try:
-            sums = json.loads((path / "sums.json").read_text())
-            mine = [checksum(path / name) == sums[name] for name in deal(sorted(sums))]
-        except (OSError, ValueError):
-            mine = [False]
-        parts: list = [None] * ranks()[1]
-        dist.all_gather_object(parts, all(mine))
-        return all(parts)
-
-    def resume(self, progress: dict) -> int:
-        """Load the newest whole checkpoint into parts and `progress`; -> the number of steps done (0 without one).
-
-        A damaged one is named and left out; the one before it is used.
-        """
-        step = 0
-        for path in reversed(self.found()):
-            if not self.whole(path):
-                print(f"  {path} is damaged and left out")
-                continue
-            state = self.state(progress)
-            dcp.load(state, checkpoint_id=path)
-            progress |= state["progress"]
-            for name, (module, optimizer) in self.parts.items():
-                got = dict(model_state_dict=state[name], optim_state_dict=state[f"{name}_optimizer"])
-                set_state_dict(module, optimizer, **got)
-            print(f"  goes on from {path}")
-            step = int(path.name.rpartition("step")[2])
-            break
-        self.run.rewind(self.stage, step)
-        return step
-
-
-def checksum(path: Path) -> list[int]:
-    """[size, crc32] of a file."""
-    crc, size = 0, 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            crc, size = zlib.crc32(block, crc), size + len(block)
-    return [size, crc]
-
-
-def adamw(module: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
-    """AdamW over what is trained, without weight decay."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-
-
-def update(
-    optimizer: torch.optim.Optimizer, clip: float, loss: float, run: Run, stage: str, step: int, ids: list
-) -> float:
-    """One optimiser step on the gathered gradients; -> gradient norm. Stops the run BEFORE the step if anything is not
-    finite.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for p in parameters:  # a batch without pictures gives the projector none: zeros keep the optimiser state whole
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip)).item()
-    if not np.isfinite(norm) or not np.isfinite(loss):
-        run.write(
-            "not-finite.json", dict(stage=stage, step=step, loss=str(loss), gradient_norm=str(norm), questions=ids)
-        )
-        raise UserError(
-            f"{stage} step {step}: loss {loss}, gradient norm {norm}; questions are in {run.path}/not-finite.json"
-        )
-    optimizer.step()
-    optimizer.zero_grad()
-    return norm
-
-
-def total(x: float) -> float:
-    """The sum over all ranks, added up in their order: the same number on each."""
-    parts: list = [None] * ranks()[1]
-    dist.all_gather_object(parts, x)
-    return float(sum(parts))
-
-
-@contextlib.contextmanager
-def on_gpu(run: Run, *players):
-    """With --offload phase these modules and optimisers are on the GPU inside the block only."""
-    moved = [x for x in players if x is not None and run.cfg.offload == "phase"]
-
-    def move(device: str) -> None:
-        for x in moved:
-            if isinstance(x, torch.nn.Module):
-                x.to(device)
-            else:
-                for state in x.state.values():
-                    state |= {k: v.to(device) for k, v in state.items() if isinstance(v, torch.Tensor) and v.ndim}
-
-    move(run.device)
-    yield
-    move("cpu")
-
-
-def slices(count: int, size: int) -> list[slice]:
-    """[0:size], [size:2 size], ... up to count."""
-    return [slice(i, i + size) for i in range(0, count, size)]
 
 
 # ------------------------------------------------------------------------------------------------ stage: sft
@@ -611,9 +363,23 @@ def lessons(vlm: VLM, step: int, seed: int, pictures: int, per_picture: int, voi
     return pack(deal(prompts), deal(rows), deal(skip), vlm.device), tokens
 
 
+def own_lessons(vlm: VLM, questions: list, step: int, seed: int, count: int):
+    """The same from questions of yours with the answers as replies."""
+    batch = [q for q, _ in questions_at(questions, step, count, seed_of(seed, "sft"))]
+    prompts, rows = [vlm.encode_question(q) for q in batch], [[vlm.reply_ids(q.answer)] for q in batch]
+    blank = vlm.look([Image.new("RGB", (56, 56))])[0]
+    tokens = sum(len(r) for (r,) in rows)
+    mine, replies, whole_rows = deal(prompts), deal(rows), -(-len(batch) // ranks()[1])
+    if len(mine) < whole_rows:
+        mine, replies = [*mine, prompts[0]], [*replies, []]
+    return pack(mine, replies, device=vlm.device, blank=blank), tokens
+
+
 def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
-    """Supervised fine-tuning on the tiny world, everything trained (a tiny model starts from random weights)."""
-    cfg = run.cfg
+    """Supervised fine-tuning, on the tiny world with everything trained (a tiny model starts from random weights), or
+    on --sft-data.
+    """
+    cfg, own = run.cfg, load_questions(run.cfg.sft_data) if run.cfg.sft_data else []
     optimizer = adamw(vlm.freeze().train(), cfg.sft_lr)
     checkpoints = Checkpoints(run, stage, {"student": (vlm, optimizer)}, 10 * cfg.checkpoint_every)
     progress: dict = {}
@@ -623,7 +389,10 @@ def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
         for group in optimizer.param_groups:
             falling = cfg.sft_lr + (cfg.sft_lr_end - cfg.sft_lr) * step / steps
             group["lr"] = falling * min(1, (step + 1) / cfg.sft_warmup)
-        batch, tokens = lessons(vlm, step, cfg.seed, cfg.sft_pictures, cfg.sft_questions, voice)
+        if own:
+            batch, tokens = own_lessons(vlm, own, step, cfg.seed, cfg.sft_pictures)
+        else:
+            batch, tokens = lessons(vlm, step, cfg.seed, cfg.sft_pictures, cfg.sft_questions, voice)
         loss = sft_loss(vlm(batch), batch.mask, tokens)
         (ranks()[1] * loss).backward()  # FSDP takes the mean over ranks
         loss_sum = total(loss.item())
@@ -639,7 +408,7 @@ def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
 def sft(run: Run) -> None:
     """The student's warm start: pi_init and pi_ref."""
     name, target = run.cfg.student, run.path / "sft"
-    if name in TINY:
+    if name in TINY or run.cfg.sft_data:
         vlm = run.sharded(name)
         fit(run, vlm, "sft", run.cfg.sft_steps)
         save(vlm, target, torch.float32)
@@ -655,57 +424,6 @@ def sft(run: Run) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ stage: teachers
-def ask_teacher(name: str, questions: list, run: Run) -> list[Response]:
-    """Sample every question `teacher_samples` times from a teacher's folder."""
-    cfg = run.cfg
-    vlm, how, out = run.whole(teacher_folder(name)), Sampling(temperature=cfg.teacher_temperature), []
-    questions = deal(questions)
-    for part in tqdm(slices(len(questions), 64), f"teacher {name}", delay=2, disable=not run.first):
-        prompts, names = [vlm.encode_question(q) for q in questions[part]], [q.id for q in questions[part]]
-        more = dict(purpose=(0, "teacher", name), source=name, max_rows=cfg.rollout_rows)
-        out += rollout(vlm, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, how, **more)
-    return [response for group in everyone(out) for response in group]
-
-
-def as_lines(responses: list[Response], verdicts: list | None = None) -> str:
-    """Teacher responses as JSON lines."""
-    rows = [dict(question=r.question, teacher=r.source, text=r.text, finished=r.finished) for r in responses]
-    for row, verdict in zip(rows, verdicts or [], strict=False):
-        row["verdict"] = verdict
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def training_judge(cfg: Config) -> Judge:
-    """The judge of the loop, weakened where the study asks for it; evaluation always uses the whole one."""
-    return Judge(cfg.judge, cfg.judged, cfg.judge_wrong)
-
-
-def teachers(run: Run) -> None:
-    """Cached teacher responses for every training question, judged once: the committed ones, else asked now."""
-    cfg, got = run.cfg, []
-    questions = split(cfg)["train"]
-    for name in cfg.teachers.split(","):
-        if name == "reference":
-            got += [Response(q.id, 0, name, [], q.answer) for q in questions]
-            continue
-        cache, mine = TEACHERS / name / "responses.jsonl", []
-        made_alike = (
-            cfg.teacher_temperature == Config.teacher_temperature and cfg.teacher_samples <= Config.teacher_samples
-        )
-        if not cfg.data and cache.exists() and made_alike:
-            rows = [row for _, row in read_jsonl(cache, ("question", "teacher", "text"))]
-            mine = [Response(r["question"], 0, name, [], r["text"], r["finished"]) for r in rows]
-            wanted, count = {q.id for q in questions}, collections.Counter()
-            for r in mine:  # the first teacher_samples of each question
-                count[r.question] += 1
-                r.index = count[r.question] - 1
-            mine = [r for r in mine if r.question in wanted and r.index < cfg.teacher_samples]
-        missing = [q for q in questions if q.id not in {r.question for r in mine}]
-        got += mine + (ask_teacher(name, missing, run) if missing else [])
-    run.write("teachers.jsonl", as_lines(got, training_judge(cfg).verdicts(questions, got)))
-    wait()
-    right = np.mean(Judge(cfg.judge).verdicts(questions, got))
-    print(f"  {len(got)} responses of {cfg.teachers} to {len(questions)} questions, {right:.1%} right")
 
 
 def build_teachers(run: Run) -> None:
@@ -716,70 +434,13 @@ def build_teachers(run: Run) -> None:
         raise UserError(f"--teachers {name}: only a tiny teacher can be built: {', '.join(can)}")
     vlm = run.sharded(name)
     fit(run, vlm, "build-teachers", cfg.sft_steps, TINY[name].voice)
-    save(vlm, TEACHERS / name)
+    save(vlm, FOLDER / name)
     responses = ask_teacher(name, split(cfg)["train"], run)
-    part = TEACHERS / name / "responses.jsonl.part"
+    part = FOLDER / name / "responses.jsonl.part"
     part.write_text(as_lines(responses))
-    part.replace(TEACHERS / name / "responses.jsonl")
-    result = evaluate(load(TEACHERS / name), split(cfg)["valid"], Judge(cfg.judge), cfg.max_new_tokens, cfg.eval_draws)
+    part.replace(FOLDER / name / "responses.jsonl")
+    result = evaluate(load(FOLDER / name), split(cfg)["valid"], run.judge(), cfg.max_new_tokens, cfg.eval_draws)
     print(f"  {name}: validation accuracy {result['greedy']:.3f} greedy, {result['sampled']:.3f} sampled")
-
-
-def split(cfg: Config) -> dict[str, list]:
-    """The run's questions: {"train", "valid", "test"}. The test part is read by the evaluate stage only."""
-    if cfg.data:
-        return split_questions(load_questions(cfg.data))
-    sizes = {"train": cfg.pool, "valid": cfg.valid_questions, "test": cfg.test_questions}
-    cell = 112 if is_real(cfg.student) else 14  # pixels of a cell: 336 x 336 for a real student
-    return {name: world_questions(name, size, cell=cell) for name, size in sizes.items()}
-
-
-class TeacherCache:
-    """The teachers' responses in the student's tokens; `draw` takes a question's, at random, seeded."""
-
-    def __init__(self, run: Run, student: VLM, questions: list):
-        cfg = self.cfg = run.cfg
-        self.names = cfg.teachers.split(",")
-        self.each = cfg.group_size // (len(self.names) if cfg.teacher_rows == "split" else 1)
-        self.rows = self.each * len(self.names)  # teacher rows of a group
-        self.of: dict[str, dict[str, list]] = {q.id: {name: [] for name in self.names} for q in questions}
-        cut = 0
-        for where, row in read_jsonl(run.path / "teachers.jsonl", ("question", "teacher", "text", "verdict")):
-            if row["teacher"] not in self.names:
-                raise UserError(f"{where}: teacher {row['teacher']!r} is not among --teachers {cfg.teachers}")
-            text = student.clean(row["text"])
-            ids = student.reply_ids(text)
-            if not (row.get("finished", True) and text and len(ids) <= cfg.max_new_tokens):
-                cut += 1
-            elif row["question"] in self.of:
-                found = self.of[row["question"]][row["teacher"]]
-                response = Response(row["question"], len(found), row["teacher"], ids, text)
-                found.append((response, row["verdict"]))
-        if cut:
-            print(f"  {cut} teacher responses are left out: cut off, empty, or over {cfg.max_new_tokens} tokens")
-        none = [q for q, found in self.of.items() if not any(found.values())]
-        if none:
-            fix = f"see {run.path}/teachers.jsonl, or raise --max-new-tokens"
-            raise UserError(f"no whole teacher response to {len(none)} questions, the first is {none[0]!r}; {fix}")
-        for found in self.of.values():
-            for name, mine in found.items():
-                found[name] = [x for x in mine if x[1] or not cfg.right_only][: cfg.cached or None]
-            for name in self.names:  # where one teacher has none, the others fill in
-                found[name] = found[name] or [x for other in found.values() for x in other]
-        self.questions = [q for q in questions if any(self.of[q.id].values())]  # fewer only with --right-only
-        if not self.questions:
-            raise UserError("--right-only leaves no question: no cached response is right")
-
-    def draw(self, question: str, *purpose, count: int = 0) -> tuple[list[Response], list[int]]:
-        """Each teacher's share of a group (or `count` each) and the verdicts; repeats only where the cache holds
-        fewer.
-        """
-        rng = np.random.default_rng(seed_of(*purpose, question, "teacher draw"))
-        chosen = []
-        for found in self.of[question].values():
-            n = count or self.each
-            chosen += [found[i] for i in rng.choice(len(found), n, replace=len(found) < n)]
-        return [r for r, _ in chosen], [v for _, v in chosen]
 
 
 # ------------------------------------------------------------------------------------------------ stage: discriminator
@@ -841,13 +502,6 @@ def discriminator(run: Run) -> None:
             save_file(weights, part / "model.safetensors")
 
 
-def everyone_of(x) -> list:
-    """What every rank has under this name, by rank."""
-    parts: list = [None] * ranks()[1]
-    dist.all_gather_object(parts, x)
-    return parts
-
-
 def filled(asked: list, mine: list, prompts: list, groups: list, student: VLM) -> tuple[list, list, list]:
     """Every rank has to make the same number of forward passes: where the questions do not divide, a rank that is one
     short gets the step's first question without responses. It adds to no loss and no metric.
@@ -863,7 +517,7 @@ def ril(run: Run) -> None:
 
     Every rank has its share of the questions from 2 to 8; what is logged is of all.
     """
-    cfg, judge, world = run.cfg, training_judge(run.cfg), ranks()[1]
+    cfg, judge, world = run.cfg, run.judge(weak=True), ranks()[1]
     student = run.sharded(run.path / "sft").freeze(*frozen_parts(cfg))
     reference = run.sharded(run.path / "sft").requires_grad_(False)  # pi_ref never changes
     replica = run.whole(run.path / "sft")  # pi_old: takes over the student at every step
@@ -948,6 +602,7 @@ def ril(run: Run) -> None:
         else:
             similarity = control_similarity(cfg.similarity, asked, groups, is_teacher)
         verdicts = iter(judge.verdicts(asked, [r for g in fresh for r in g]))
+        malformed = float(np.mean(everyone_of(judge.malformed_share())))
         verdicts = [[next(verdicts) for _ in mine] + v for mine, (_, v) in zip(fresh, cached, strict=True)]
         answer = torch.tensor(verdicts, dtype=torch.float32).view(len(groups), G + T) * (cfg.answer == "judge")
         reward = rewards(similarity, answer)
@@ -978,7 +633,9 @@ def ril(run: Run) -> None:
         clock_student = time.perf_counter()
 
         # 9 log
-        row = dict(loss=loss_sum, gradient_norm=norm, **d_row)
+        row = dict(loss=loss_sum, gradient_norm=norm, malformed=malformed, **d_row)
+        if malformed > MALFORMED_ALARM:
+            print(f"  step {step + 1}: {malformed:.0%} of the texts are empty, loop, or got no readable verdict")
         tables = (reward, similarity, answer, is_teacher, advantage)
         row |= group_metrics(*(torch.stack(everyone(list(x))) for x in tables))
         sums = [sum(x) for x in zip(*everyone_of(tuple(map(sum, zip(*ratios, strict=True)))), strict=True)]
@@ -1081,7 +738,7 @@ def validate(run: Run, replica: VLM, student: VLM, valid: list, step: int, progr
     cfg = run.cfg
     with on_gpu(run, replica):
         replica.copy_from(student)
-        found = evaluate(replica, valid, Judge(cfg.judge), cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
+        found = evaluate(replica, valid, run.judge(), cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
     score = found.get("sampled", found["greedy"])
     row = dict(valid_greedy=found["greedy"], valid_sampled=score)
     run.log("metrics.jsonl", stage="ril", step=step - 1, **row)  # belongs to the state behind that step
@@ -1117,12 +774,13 @@ def evaluate_run(run: Run) -> None:
     """Held-out questions before and after, the teachers beside them; writes samples.md, curves.png, then
     summary.json.
     """
-    cfg, judge = run.cfg, Judge(run.cfg.judge)
+    cfg, judge = run.cfg, run.judge()
     prefix = f"{cfg.ask_prefix} " if cfg.ask_prefix else ""
     test = [replace(q, text=prefix + q.text) for q in split(cfg)["test"]]
     players = {"before": run.path / "sft", "after": run.path / "student", "last": run.path / "last"}
     if cfg.teacher_use != "none":
-        names = [name for name in cfg.teachers.split(",") if name != "reference"]
+        names = [n for n in cfg.teachers.split(",") if n != "reference" and "=" not in n and n not in FULL]
+        names = [] if cfg.teachers_file else names
         players |= {f"teacher{'_2' * bool(i)}": teacher_folder(name) for i, name in enumerate(names[:2])}
     if cfg.evaluated == "after":
         players = {"after": players["after"]}
@@ -1187,11 +845,6 @@ STAGE_OF = dict(
 )
 
 
-def budget():
-    """bench.py, where plan and pilot stand beside the measurements; it is loaded on demand only."""
-    return importlib.import_module("bench")
-
-
 def stages_of(cfg: Config) -> list[str]:
     """The stages that this method has: no teachers without teacher rows, no discriminator without D."""
     has = {"teachers": cfg.teacher_use != "none", "discriminator": cfg.discriminator != "none"}
@@ -1224,9 +877,8 @@ def main(argv: list[str] | None = None) -> None:
             missing = Path("runs") / cfg.run / STAGE_OF[earlier][1]
             raise UserError(f"--stage {cfg.stage} needs {missing}; run --stage {earlier} first")
     run = Run(cfg, sys.argv[1:] if argv is None else argv)
-    if cfg.stage == "build-teachers":
-        build_teachers(run)
-        return
+    if cfg.stage in ("build-teachers", "select"):
+        return {"build-teachers": build_teachers, "select": select}[cfg.stage](run)
     for name in stages_of(cfg):
         action, artefact, title = STAGE_OF[name]
         if cfg.stage not in ("all", name):
@@ -1251,11 +903,6 @@ def main(argv: list[str] | None = None) -> None:
         print_summary(run, summary)
     if cfg.pilot:
         budget().pilot(run, split(cfg)["train"][:8])
-
-
-def peak_memory_mb() -> float:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 
 def print_summary(run: Run, summary: dict) -> None:

@@ -1,0 +1,330 @@
+"""A run: its folder, its questions and players, its log, its checkpoints; the same for one process and for many.
+
+Rank 0 writes and speaks; everything is written to a temporary name and renamed, logs are appended. What a stage does
+stands in train.py; this file holds what every stage needs.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+import os
+import platform
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import transformers
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from data import UserError, load_questions, split_questions, world_questions
+from judge import Judge
+from model import FULL, TINY, VLM, deal, everyone_of, load, ranks, start_ranks, wait, whole
+
+HOME = Path(__file__).resolve().parent
+
+
+def is_real(student: str) -> bool:
+    """Is this a student of real size? Decides between the tiny defaults and the paper's."""
+    if student in (*TINY, *FULL) or not (Path(student) / "config.json").is_file():
+        return student in FULL
+    config = json.loads((Path(student) / "config.json").read_text())
+    return config.get("text_config", config).get("hidden_size", 0) > 512
+
+
+def device_of(cfg) -> str:
+    """cpu, or this process's GPU."""
+    kind = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return kind if kind == "cpu" else f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
+
+
+def compute_dtype(cfg) -> torch.dtype:
+    """What forward and backward passes compute in."""
+    return torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
+
+
+@functools.lru_cache(maxsize=2)
+def questions_in(file: str, _changed: int) -> list:
+    """The questions of a file, read and checked once."""
+    return load_questions(file)
+
+
+def split(cfg) -> dict[str, list]:
+    """The run's questions: {"train", "valid", "test"}. The test part is read by the evaluate stage only."""
+    if cfg.data:
+        return split_questions(questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns))
+    sizes = {"train": cfg.pool, "valid": cfg.valid_questions, "test": cfg.test_questions}
+    cell = 112 if is_real(cfg.student) else 14  # pixels of a cell: 336 x 336 for a real student
+    return {name: world_questions(name, size, cell=cell) for name, size in sizes.items()}
+
+
+def budget():
+    """bench.py, where plan and pilot stand beside the measurements; it is loaded on demand only."""
+    return importlib.import_module("bench")
+
+
+class Run:
+    """runs/NAME: its configuration, its files, its log, its times."""
+
+    def __init__(self, cfg, argv: list[str]):
+        self.cfg, self.path, self.first = cfg, Path("runs") / cfg.run, ranks()[0] == 0
+        if cfg.offload == "auto":
+            fits = device_of(cfg) == "cpu" or budget().everything_fits(cfg)
+            cfg.offload = "none" if fits else "phase"
+        self.known_judge = None
+        self.device, self.mesh = device_of(cfg), start_ranks(device_of(cfg).partition(":")[0])
+        if self.first and not cfg.resume:
+            shutil.rmtree(self.path, ignore_errors=True)
+        wait()
+        mine = dataclasses.asdict(cfg)
+        mine["data_hash"] = hashlib.sha256(Path(cfg.data).read_bytes()).hexdigest()[:16] if cfg.data else ""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if (self.path / "config.json").exists():
+            theirs = json.loads((self.path / "config.json").read_text())["settings"]
+            free = "stage resume run keep checkpoint_every threads device offload plan gpus gpu_memory".split()
+            differ = [k for k in mine if k not in free and mine[k] != theirs.get(k)]
+            if differ:
+                change = ", ".join(f"{k} {theirs.get(k)!r} -> {mine[k]!r}" for k in differ)
+                raise UserError(
+                    f"{self.path} holds a run of another configuration: {change}; choose --run NAME or --no-resume"
+                )
+        else:
+            commit = subprocess.run(
+                ["git", "describe", "--always", "--dirty"], cwd=HOME, capture_output=True, text=True
+            )
+            made = dict(command=shlex.join(["python", "train.py", *argv]), commit=commit.stdout.strip() or "unknown")
+            versions = dict(
+                python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__
+            )
+            self.write("config.json", dict(made, settings=mine, versions=versions))
+        wait()
+
+    def judge(self, weak: bool = False) -> Judge:
+        """The judge, loaded once. `weak`: as --judged and --judge-wrong make it for the loop; not for evaluation."""
+        if self.known_judge is None:
+            self.known_judge = Judge(
+                self.cfg.judge, cache=self.path / "verdicts.jsonl", device=self.device, mesh=self.mesh
+            )
+        it = copy.copy(self.known_judge)
+        if weak:
+            it.judged, it.wrong = self.cfg.judged, self.cfg.judge_wrong
+        return it
+
+    def sharded(self, name: str | Path, **more):
+        """A model to train: fp32 shards over all ranks, computing in --dtype."""
+        return self.load(name, mesh=self.mesh, compute=compute_dtype(self.cfg), **more)
+
+    def whole(self, name: str | Path):
+        """A model to sample from: whole on every rank, in --dtype."""
+        return self.load(name, dtype=compute_dtype(self.cfg))
+
+    def load(self, name: str | Path, **more):
+        """A model on this rank's device, with the run's limit on pictures."""
+        random = self.cfg.random_weights and name == self.cfg.student
+        it = load(name, self.cfg.seed, self.device, random_weights=random, **more)
+        if self.cfg.image_tokens and isinstance(it, VLM):
+            it.family.limit(it.image_processor, self.cfg.image_tokens)
+        if self.cfg.recompute and "mesh" in more:
+            it.base.gradient_checkpointing_enable(dict(use_reentrant=False))
+        return it
+
+    def write(self, name: str, content) -> None:
+        """Write a file under a temporary name, then rename it: it is either absent or whole. Rank 0 does."""
+        if not self.first:
+            return
+        text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
+        part = self.path / (name + ".part")
+        part.write_text(text)
+        part.replace(self.path / name)
+
+    def log(self, name: str, **row) -> None:
+        """Append one line to metrics.jsonl, samples.jsonl or timing.jsonl. Rank 0 does."""
+        if not self.first:
+            return
+        with (self.path / name).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self, name: str, stage: str = "") -> list[dict]:
+        """The whole lines of a log (a torn last one is left out), of one stage or of all."""
+        if not (self.path / name).exists():
+            return []
+        lines = (self.path / name).read_text().split("\n")[:-1]
+        return [row for row in map(json.loads, lines) if stage in ("", row["stage"])]
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forget what a killed process logged of `stage` behind its last checkpoint: it will be logged again."""
+        for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
+            rows = [r for r in self.rows(name) if r["stage"] != stage or 0 < step > r["step"]]
+            self.write(name, "".join(json.dumps(r) + "\n" for r in rows))
+
+
+class Checkpoints:
+    """Resumable state of one stage: weights and optimisers of `parts`, and `progress` (plain numbers).
+
+    Written in the background, on a process group of its own (its threads talk while training does). A checkpoint counts
+    once it has its final name, which it gets with a list of its files' sizes and checksums.
+    """
+
+    def __init__(self, run: Run, stage: str, parts: dict[str, tuple], every: int):
+        self.run, self.stage, self.parts, self.every = run, stage, parts, every
+        self.folder, self.group = run.path / "checkpoints", dist.new_group(backend="gloo")
+        self.saving, self.seal = None, None  # the save on its way, and rank 0's thread that names it
+
+    def found(self) -> list[Path]:
+        """Whole checkpoints of this stage, oldest first."""
+        named = [p for p in self.folder.glob(f"{self.stage}-step*") if p.name.rpartition("step")[2].isdigit()]
+        return sorted(named, key=lambda p: int(p.name.rpartition("step")[2]))
+
+    def state(self, progress: dict) -> dict:
+        """Everything that is saved; also the mould that a checkpoint is loaded into."""
+        out = {"progress": progress}
+        for name, (module, optimizer) in self.parts.items():
+            out[name], out[f"{name}_optimizer"] = get_state_dict(module, optimizer)
+        return out
+
+    def save(self, step: int, progress: dict, now: bool = False) -> None:
+        """Begin to save after `step` steps when it is time; the training goes on meanwhile."""
+        if step % self.every and not now:
+            return
+        self.finish()
+        part = self.folder / f"{self.stage}-step{step}.part"
+        if self.run.first:
+            shutil.rmtree(part, ignore_errors=True)
+            self.folder.mkdir(exist_ok=True)
+        wait()
+        state = self.state(dict(progress))
+        self.saving = dcp.async_save(state, checkpoint_id=part, process_group=self.group)
+        if self.run.first:
+            self.seal = threading.Thread(target=self.name, args=(self.saving, part))
+            self.seal.start()
+
+    def name(self, saving, part: Path) -> None:
+        """Rank 0, when all ranks have written: checksums, the final name, and the oldest goes."""
+        saving.result()
+        (part / "sums.json").write_text(json.dumps({p.name: checksum(p) for p in sorted(part.iterdir())}))
+        shutil.rmtree(part.with_suffix(""), ignore_errors=True)
+        part.rename(part.with_suffix(""))
+        for old in self.found()[: -self.run.cfg.keep]:
+            shutil.rmtree(old)
+
+    def finish(self) -> None:
+        """Wait for the save on its way."""
+        if self.saving is not None:
+            self.saving.result()
+            if self.seal is not None:
+                self.seal.join()
+            self.saving = self.seal = None
+        wait()
+
+    def whole(self, path: Path) -> bool:
+        """Are all files of a checkpoint what was written?"""
+        try:
+            sums = json.loads((path / "sums.json").read_text())
+            mine = [checksum(path / name) == sums[name] for name in deal(sorted(sums))]
+        except (OSError, ValueError):
+            mine = [False]
+        return all(everyone_of(all(mine)))
+
+    def resume(self, progress: dict) -> int:
+        """Load the newest whole checkpoint into parts and `progress`; -> the number of steps done (0 without one).
+
+        A damaged one is named and left out; the one before it is used.
+        """
+        step = 0
+        for path in reversed(self.found()):
+            if not self.whole(path):
+                print(f"  {path} is damaged and left out")
+                continue
+            state = self.state(progress)
+            dcp.load(state, checkpoint_id=path)
+            progress |= state["progress"]
+            for name, (module, optimizer) in self.parts.items():
+                got = dict(model_state_dict=state[name], optim_state_dict=state[f"{name}_optimizer"])
+                set_state_dict(module, optimizer, **got)
+            print(f"  goes on from {path}")
+            step = int(path.name.rpartition("step")[2])
+            break
+        self.run.rewind(self.stage, step)
+        return step
+
+
+def checksum(path: Path) -> list[int]:
+    """[size, crc32] of a file."""
+    crc, size = 0, 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            crc, size = zlib.crc32(block, crc), size + len(block)
+    return [size, crc]
+
+
+def adamw(module: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
+    """AdamW over what is trained, without weight decay."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+
+
+def update(
+    optimizer: torch.optim.Optimizer, clip: float, loss: float, run: Run, stage: str, step: int, ids: list
+) -> float:
+    """One optimiser step on the gathered gradients; -> gradient norm. Stops the run BEFORE the step if anything is not
+    finite.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for p in parameters:  # a batch without pictures gives the projector none: zeros keep the optimiser state whole
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip)).item()
+    if not np.isfinite(norm) or not np.isfinite(loss):
+        run.write(
+            "not-finite.json", dict(stage=stage, step=step, loss=str(loss), gradient_norm=str(norm), questions=ids)
+        )
+        raise UserError(
+            f"{stage} step {step}: loss {loss}, gradient norm {norm}; questions are in {run.path}/not-finite.json"
+        )
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+def total(x: float) -> float:
+    """The sum over all ranks, added up in their order: the same number on each."""
+    return float(sum(everyone_of(x)))
+
+
+@contextlib.contextmanager
+def on_gpu(run: Run, *players):
+    """With --offload phase these modules and optimisers are on the GPU inside the block only."""
+    moved = [x for x in players if x is not None and run.cfg.offload == "phase"]
+
+    def move(device: str) -> None:
+        for x in moved:
+            if isinstance(x, torch.nn.Module):
+                x.to(device)
+            else:
+                for state in x.state.values():
+                    state |= {k: v.to(device) for k, v in state.items() if isinstance(v, torch.Tensor) and v.ndim}
+
+    move(run.device)
+    yield
+    move("cpu")
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+
+
+def slices(count: int, size: int) -> list[slice]:
+    """[0:size], [size:2 size], ... up to count."""
+    return [slice(i, i + size) for i in range(0, count, size)]

@@ -1,0 +1,248 @@
+"""Teachers: who answers, how their responses are cached and drawn, and which questions are worth asking.
+
+A teacher is a tiny one with committed responses, a folder or a published name (asked here, by our own rollout), a
+served model (NAME=http://host:port/v1), or a file of responses. Only text crosses to the student.
+"""
+
+import collections
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data import UserError, read_jsonl, seed_of
+from judge import Server, ask_teacher_server
+from model import FULL, VLM, deal, everyone, family_of, find_folder, pack, ranks, wait
+from rollout import PURE, Response, Sampling, rollout
+from run import HOME, Run, questions_in, slices, split
+
+FOLDER = HOME / "results" / "teachers"  # committed: each tiny teacher's weights and its cached responses
+SAMPLES, TEMPERATURE = 8, 0.8  # how the committed responses were drawn
+
+
+def teacher_names(cfg) -> list[str]:
+    """--teachers without the addresses: big=http://host:8000/v1,tiny-qwen-teacher -> [big, tiny-qwen-teacher]."""
+    return [name.partition("=")[0] for name in cfg.teachers.split(",")]
+
+
+def teacher_folder(name: str) -> Path:
+    """Where a teacher's weights are: a committed tiny teacher, a folder of yours, or a published name's."""
+    if name in FULL:
+        return find_folder(name)
+    for folder in (FOLDER / name, Path(name)):
+        if (folder / "config.json").is_file():
+            family_of(folder)
+            return folder
+    known = ", ".join(sorted(p.name for p in FOLDER.glob("*/"))) or "none built yet: --stage build-teachers"
+    raise UserError(f"--teachers {name}: neither a folder with config.json nor a tiny teacher ({known})")
+
+
+def ask_teacher(name: str, questions: list, run: Run) -> list[Response]:
+    """Sample every question `teacher_samples` times from a teacher's folder."""
+    cfg = run.cfg
+    vlm, how, out = run.whole(teacher_folder(name)), Sampling(temperature=cfg.teacher_temperature), []
+    questions = deal(questions)
+    for part in tqdm(slices(len(questions), 64), f"teacher {name}", delay=2, disable=not run.first):
+        prompts, names = [vlm.encode_question(q) for q in questions[part]], [q.id for q in questions[part]]
+        more = dict(purpose=(0, "teacher", name), source=name, max_rows=cfg.rollout_rows)
+        out += rollout(vlm, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, how, **more)
+    return [response for group in everyone(out) for response in group]
+
+
+def ask_served_teacher(name: str, url: str, questions: list, run: Run) -> list[Response]:
+    """Rank 0 asks a server; every answer is written down as it arrives, so that a killed run asks for the rest only."""
+    cfg, part = run.cfg, run.path / f"teachers-{name}.part.jsonl"
+    if run.first:
+        text = part.read_text() if part.exists() else ""
+        part.write_text(text[: text.rfind("\n") + 1])  # a torn last line is asked for again
+        rows = [json.loads(line) for line in part.read_text().splitlines()]
+        done = {(r["question"], r["index"]) for r in rows}
+        more = dict(seed=cfg.seed, done=done)
+        samples = (cfg.teacher_samples, cfg.teacher_temperature, cfg.max_new_tokens)
+        arriving = ask_teacher_server(Server(url), questions, *samples, **more)
+        total = len(questions) * cfg.teacher_samples
+        bar = tqdm(arriving, f"teacher {name}", total, initial=len(done), mininterval=2)
+        with part.open("a") as file:
+            for question, index, text, finished in bar:
+                row = dict(question=question, index=index, text=text, finished=finished)
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+    wait()
+    rows = sorted((row for _, row in read_jsonl(part)), key=lambda r: r["index"])
+    wanted = {q.id for q in questions}
+    mine = [Response(r["question"], r["index"], name, [], r["text"], r["finished"]) for r in rows]
+    return [r for r in mine if r.question in wanted and r.index < cfg.teacher_samples]
+
+
+def responses_in(file: Path, name: str, cfg, wanted: set) -> list[Response]:
+    """The first `teacher_samples` responses of a teacher to each wanted question, from a cache file."""
+    count, mine = collections.Counter(), []
+    for _, row in read_jsonl(file, ("question", "teacher", "text")):
+        if row["teacher"] == name and row["question"] in wanted and count[row["question"]] < cfg.teacher_samples:
+            index, finished = count[row["question"]], row.get("finished", True)
+            mine.append(Response(row["question"], index, name, [], row["text"], finished))
+            count[row["question"]] += 1
+    return mine
+
+
+def as_lines(responses: list[Response], verdicts: list | None = None) -> str:
+    """Teacher responses as JSON lines."""
+    rows = [dict(question=r.question, teacher=r.source, text=r.text, finished=r.finished) for r in responses]
+    for row, verdict in zip(rows, verdicts or [], strict=False):
+        row["verdict"] = verdict
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def teachers(run: Run) -> None:
+    """Responses of every teacher to every training question, judged once: from a file or the committed cache where
+    they are there, else asked now.
+    """
+    cfg, got = run.cfg, []
+    questions = split(cfg)["train"]
+    wanted = {q.id for q in questions}
+    for entry in cfg.teachers.split(","):
+        name, _, url = entry.partition("=")
+        cache = Path(cfg.teachers_file) if cfg.teachers_file else FOLDER / name / "responses.jsonl"
+        alike = cfg.teacher_temperature == TEMPERATURE and cfg.teacher_samples <= SAMPLES
+        if name == "reference":
+            got += [Response(q.id, 0, name, [], q.answer) for q in questions]
+        elif cfg.teachers_file:
+            got += responses_in(cache, name, cfg, wanted)
+        elif url:
+            got += ask_served_teacher(name, url, questions, run)
+        else:
+            mine = responses_in(cache, name, cfg, wanted) if cache.exists() and alike and not cfg.data else []
+            missing = [q for q in questions if q.id not in {r.question for r in mine}]
+            got += mine + (ask_teacher(name, missing, run) if missing else [])
+    verdicts = run.judge(weak=True).verdicts(questions, got)
+    run.write("teachers.jsonl", as_lines(got, verdicts))
+    wait()
+    right = np.mean(run.judge().verdicts(questions, got)) if got else 0.0
+    print(f"  {len(got)} responses of {', '.join(teacher_names(cfg))} to {len(questions)} questions, {right:.1%} right")
+
+
+class TeacherCache:
+    """The teachers' responses in the student's tokens; `draw` takes a question's, at random, seeded."""
+
+    def __init__(self, run: Run, student: VLM, questions: list):
+        cfg = self.cfg = run.cfg
+        self.names = teacher_names(cfg)
+        self.each = cfg.group_size // (len(self.names) if cfg.teacher_rows == "split" else 1)
+        self.rows = self.each * len(self.names)  # teacher rows of a group
+        self.of: dict[str, dict[str, list]] = {q.id: {name: [] for name in self.names} for q in questions}
+        cut = 0
+        for where, row in read_jsonl(run.path / "teachers.jsonl", ("question", "teacher", "text", "verdict")):
+            if row["teacher"] not in self.names:
+                raise UserError(f"{where}: teacher {row['teacher']!r} is not among --teachers {cfg.teachers}")
+            text = student.clean(row["text"])
+            ids = student.reply_ids(text)
+            if not (row.get("finished", True) and text and len(ids) <= cfg.max_new_tokens):
+                cut += 1
+            elif row["question"] in self.of:
+                found = self.of[row["question"]][row["teacher"]]
+                response = Response(row["question"], len(found), row["teacher"], ids, text)
+                found.append((response, row["verdict"]))
+        if cut:
+            print(f"  {cut} teacher responses are left out: cut off, empty, or over {cfg.max_new_tokens} tokens")
+        none = [q for q, found in self.of.items() if not any(found.values())]
+        if none:
+            fix = f"see {run.path}/teachers.jsonl, or raise --max-new-tokens"
+            raise UserError(f"no whole teacher response to {len(none)} questions, the first is {none[0]!r}; {fix}")
+        for found in self.of.values():
+            for name, mine in found.items():
+                found[name] = [x for x in mine if x[1] or not cfg.right_only][: cfg.cached or None]
+        filled = 0
+        for found in self.of.values():
+            whole, need = {name: list(mine) for name, mine in found.items()}, min(self.each, cfg.cached or self.each)
+            for name, mine in whole.items():  # where one teacher has too few, the others fill in
+                others = [x for other, theirs in whole.items() if other != name for x in theirs]
+                if len(mine) < min(need, cfg.teacher_samples) and others:
+                    found[name] = mine + others[: need - len(mine)]
+                    filled += len(found[name]) - len(mine)
+        if filled:
+            print(f"  {filled} responses stand in for those of a teacher that has too few to a question")
+        self.questions = [q for q in questions if any(self.of[q.id].values())]  # fewer only with --right-only
+        if not self.questions:
+            raise UserError("--right-only leaves no question: no cached response is right")
+
+    def draw(self, question: str, *purpose, count: int = 0) -> tuple[list[Response], list[int]]:
+        """Each teacher's share of a group (or `count` each) and the verdicts; repeats only where the cache holds
+        fewer.
+        """
+        rng = np.random.default_rng(seed_of(*purpose, question, "teacher draw"))
+        chosen = []
+        for found in self.of[question].values():
+            n = count or self.each
+            chosen += [found[i] for i in rng.choice(len(found), n, replace=len(found) < n)]
+        return [r for r, _ in chosen], [v for _, v in chosen]
+
+
+def select(run: Run) -> None:
+    """The paper's curation of the question pool: drop over-long ones, score the others, keep the best.
+
+    log-prob: the teacher's mean log-probability of the reference answer minus the student's (what the teacher knows and
+    the student does not); pass-rate: the student's share of right answers, kept where it is neither 0 nor 1.
+    """
+    cfg, file = run.cfg, run.path / "scores.jsonl"
+    questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns)
+    if run.first:
+        text = file.read_text() if file.exists() else ""
+        file.write_text(text[: text.rfind("\n") + 1])
+    wait()
+    scores = {r["question"]: r["score"] for r in map(json.loads, file.read_text().splitlines())}
+    student = run.whole(cfg.student)
+    teacher = run.whole(teacher_folder(teacher_names(cfg)[0])) if cfg.select == "log-prob" else None
+    limit = student.hf.config.get_text_config().max_position_embeddings
+    todo = [q for q in questions if q.id not in scores]
+    for part in tqdm(slices(len(todo), 32 * ranks()[1]), "select", disable=not run.first):
+        mine, asked, rows = deal(todo[part]), [], []
+        for q in mine:
+            size = len(student.reply_ids(q.answer))
+            fits = size <= cfg.max_new_tokens and len(student.encode_question(q).ids) + cfg.max_new_tokens < limit
+            rows.append(dict(question=q.id, score=None))
+            asked += [q] if fits else []
+        if cfg.select == "log-prob":
+            found = [a - b for a, b in zip(answer_logps(teacher, asked), answer_logps(student, asked), strict=True)]
+        else:
+            prompts, names = [student.encode_question(q) for q in asked], [q.id for q in asked]
+            more = dict(purpose=(cfg.seed, "select"), max_rows=cfg.rollout_rows)
+            fresh = rollout(student, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, PURE, **more)
+            right = run.judge().verdicts(asked, [r for g in fresh for r in g])
+            found = [float(np.mean(right[s])) for s in slices(len(right), cfg.teacher_samples)]
+        of = {q.id: x for q, x in zip(asked, found, strict=True)}
+        rows = everyone([row | dict(score=of.get(row["question"])) for row in rows])
+        scores |= {r["question"]: r["score"] for r in rows}
+        if run.first:
+            with file.open("a") as out:
+                out.write("".join(json.dumps(r) + "\n" for r in rows))
+    ranked = sorted((q for q in questions if scores[q.id] is not None), key=lambda q: -scores[q.id])
+    if cfg.select == "pass-rate":
+        ranked = [q for q in questions if scores[q.id] is not None and 0 < scores[q.id] < 1]
+    kept = {q.id for q in (ranked[: cfg.keep] if cfg.keep > 2 else ranked)}
+    lines = [
+        dict(id=q.id, images=[str(Path(x).resolve()) for x in q.images], question=q.text, answer=q.answer)
+        for q in questions
+        if q.id in kept
+    ]
+    run.write("selected.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+    over = sum(x is None for x in scores.values())
+    print(f"  kept {len(kept)} of {len(questions)} questions, {over} were over-long: {run.path}/selected.jsonl")
+    values = [x for x in scores.values() if x is not None]
+    counts, edges = np.histogram(values, bins=10)
+    chosen, _ = np.histogram([scores[i] for i in kept], bins=edges)
+    for low, n, k in zip(edges, counts, chosen, strict=False):
+        print(f"  {low:8.2f}  {'#' * round(40 * k / max(counts))}{'.' * round(40 * (n - k) / max(counts))} {k} of {n}")
+
+
+@torch.no_grad()
+def answer_logps(vlm: VLM, questions: list) -> list[float]:
+    """Mean log-probability per token of each question's reference answer."""
+    out = []
+    for part in slices(len(questions), 8):
+        prompts = vlm.see([vlm.encode_question(q) for q in questions[part]])
+        batch = pack(prompts, [[vlm.reply_ids(q.answer)] for q in questions[part]], device=vlm.device)
+        logps = vlm(batch)
+        out += (logps.sum(1) / batch.mask.sum(1)).tolist()
+    return out
