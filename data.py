@@ -21,10 +21,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw
-from tqdm import tqdm
+
+if TYPE_CHECKING:  # scoring needs the standard library and numpy alone, so pictures and bars are imported where used
+    from PIL import Image
 
 
 class UserError(Exception):
@@ -65,7 +67,7 @@ class Question:
     answer: str
     meta: dict = field(default_factory=dict, hash=False, compare=False)
 
-    def pictures(self) -> list[Image.Image]:
+    def pictures(self) -> "list[Image.Image]":
         """The pictures as RGB. Raises UserError with the question's id when one cannot be read."""
         return [open_picture(x, self.id) if isinstance(x, str | Path) else x for x in self.images]
 
@@ -96,8 +98,10 @@ def questions_at(questions: list[Question], step: int, count: int, seed: int) ->
 
 
 # ------------------------------------------------------------------------------------------------ your own questions
-def open_picture(path: str | Path, who: str) -> Image.Image:
+def open_picture(path: str | Path, who: str) -> "Image.Image":
     """Read one picture completely, as RGB. Raises UserError naming `who` (a question, or file:line) and the file."""
+    from PIL import Image
+
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
@@ -142,6 +146,8 @@ def load_questions(path: str | Path) -> list[Question]:
 
     Everything is checked before anything runs: each picture is decoded once. Raises UserError that names file and line.
     """
+    from tqdm import tqdm
+
     path, questions, seen = Path(path), [], {}
     pictures = []
     for where, row in read_jsonl(path, ("id", "question", "answer")):
@@ -222,12 +228,14 @@ def scene_split(scene: list[Thing]) -> str:
     return "valid" if place == 8 else "test" if place == 9 else "train"
 
 
-def paint(scene: list[Thing], rng: random.Random, cell: int = CELL) -> Image.Image:
+def paint(scene: list[Thing], rng: random.Random, cell: int = CELL) -> "Image.Image":
     """The board as a picture of 3 x 3 cells of `cell` pixels, with jittered place, size and colour of each shape.
 
     The background is a colour gradient in x and y: a small model with relative positions learns "top left" from it
     soon.
     """
+    from PIL import Image, ImageDraw
+
     side = 3 * cell
     ramp = np.linspace(0, 180, side).astype(np.uint8)
     board = np.full((side, side, 3), 15, np.uint8)

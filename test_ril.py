@@ -703,6 +703,74 @@ def test_evaluation_pairs_answers_with_questions(straight):
     assert whole["greedy"] == np.mean(right)
 
 
+# ------------------------------------------------------------------------------------------------ eval.py: benchmarks
+class Grader:
+    """A judge server for tests: grades by what the answer is called, extracts what stands behind "it is"."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def ask(self, chats, max_tokens, temperature=0.0):
+        self.calls += len(chats)
+        grades = {"p0": "0.5", "p1": " 1.0\n", "p2": "0.7 because", "p3": "1.2"}
+        said = [re.findall(r"(?:Answer|Response): (.*) \| ", c[-1]["content"])[-1] for c in chats]
+        return [grades.get(x, x.rpartition("it is ")[2]) for x in said]
+
+
+CASES = [json.loads(line) for line in (HOME / "results/eval_cases.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("rules", ev.RULES)
+def test_eval_scores_each_item_as_the_public_toolkit_does(rules):
+    items = [c for c in CASES if "row" in c]
+    wrong = []
+    for c in items:
+        found, expected = ev.score_item(c["benchmark"], c["row"], c["prediction"], rules), c.get(rules, c["head"])
+        if {k: (found[k], type(found[k])) for k in expected} != {k: (v, type(v)) for k, v in expected.items()}:
+            wrong.append((c["id"], found, expected))
+    assert len(items) == 220 and not wrong
+
+
+@pytest.mark.parametrize("rules", ev.RULES)
+def test_eval_scores_each_file_as_the_public_toolkit_does(rules):
+    files = [c for c in CASES if "rows" in c]
+    for c in files:
+        judge = Grader() if c["benchmark"] == "MMVet" else None
+        found = ev.score_rows(c["benchmark"], c["rows"], c["predictions"], rules, judge)
+        assert found == c.get(rules, c["head"]), c["id"]
+        assert judge is None or judge.calls == 12  # two replies are no grade: each is asked for five times
+    assert len(files) == 23 and {ev.kind_of(c["benchmark"]) for c in CASES} == set(ev.KINDS.values())
+
+
+def test_eval_traps_of_the_rules():
+    abc = {"A": "sun", "B": "grass", "C": "frog", "answer": "B", "index": 1}
+    score = lambda text, rules="2025-10", name="MMStar", **row: ev.score_item(name, abc | row, text, rules)["extracted"]  # noqa: E731
+    assert score("B a b c d e") is False and score("B a b c") == "B" and score("Z") == "Z" and score("Z B") == "B"
+    assert score("Failed to obtain answer via API, the answer is B", "head") is False
+    assert score("the answer is a frog", "head") == "A" and score("the answer is a frog") == "C"
+    cot = "MMMU_Pro_V_COT"
+    assert score("Answer: the second", name=cot) == "A" and score("Answer: the second", "head", cot) is False
+    assert score("Answer: B\nAnswer: C", "head", cot) == "C" and score("x", D="x", E="") == "D"
+    blink = [abc | {"category": c, "index": i} for i, c in enumerate(["Counting", "Relative_Reflectance"])]
+    whole, without = ev.score_rows("BLINK", blink, ["B", "C"])
+    assert (whole["Overall"], without["Overall"], without["split"]) == (0.5, 1.0, "without Relative_Reflectance")
+    math = dict(question_type="free_form", answer_type="integer", answer="9", question="how many?", index=1)
+    assert ev.score_rows("MathVista_MINI", [math] * 2, ["so it is 9", "it is ten"], judge=Grader())[0]["Overall"] == 0.5
+    assert (
+        ev.score_item("MMVet", math, "p0")["score"] is None and ev.score_rows("MMVet", [math], ["p0"])[0]["acc"] is None
+    )
+    with pytest.raises(data.UserError, match="no-such"):
+        ev.score_item("no-such", abc, "B")
+
+
+def test_eval_scoring_needs_the_standard_library_and_numpy_alone():
+    block = "import sys\nfor m in ('torch', 'transformers', 'PIL', 'tqdm', 'safetensors'): sys.modules[m] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", block + "import eval; print(eval.RULES)"], cwd=HOME, capture_output=True
+    )
+    assert done.returncode == 0 and b"2025-10" in done.stdout, done.stderr
+
+
 # ------------------------------------------------------------------------------------------------ train.py: the run
 def switched(straight: Path, tmp_path: Path, name: str, *flags: str, steps: int = 2) -> list[dict]:
     """Metrics of two RIL steps with these flags, from the straight run's warm start, teachers and discriminator."""
