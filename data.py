@@ -14,6 +14,7 @@ Python.
 
 import argparse
 import hashlib
+import io
 import json
 import random
 import re
@@ -98,8 +99,8 @@ def questions_at(questions: list[Question], step: int, count: int, seed: int) ->
 
 
 # ------------------------------------------------------------------------------------------------ your own questions
-def open_picture(path: str | Path, who: str) -> "Image.Image":
-    """Read one picture completely, as RGB. Raises UserError naming `who` (a question, or file:line) and the file."""
+def open_picture(path, who: str) -> "Image.Image":
+    """Read one picture (a path, or its bytes in a BytesIO) completely, as RGB. Raises UserError naming `who` and it."""
     from PIL import Image
 
     try:
@@ -107,7 +108,8 @@ def open_picture(path: str | Path, who: str) -> "Image.Image":
             return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as a picture ({error})"
-        raise UserError(f"{who}: {path}: {reason}; repair or remove it") from None
+        name = "its picture" if isinstance(path, io.BytesIO) else f"{path}:"
+        raise UserError(f"{who}: {name} {reason}; repair or remove it") from None
 
 
 def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[tuple[str, dict]]:
