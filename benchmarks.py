@@ -56,7 +56,7 @@ BENCHMARKS = {  # our names in the paper's order -> the public files; the score 
     "rwqa": ("RealWorldQA",),
 }
 RULES = ("2025-10", "head")  # the toolkit's rules of October 2025, and its newest (August 2026)
-FILES = {  # public file -> (the first digits of its md5, rows)
+FILES = {  # public file -> (the first digits of its md5, rows; of MMBench and SEED these are from papers)
     "AI2D_TEST": ("0f593e0d", 3088),
     "ChartQA_TEST": ("c902e0aa", 2500),
     "MathVista_MINI": ("f199b98e", 1000),
@@ -111,8 +111,12 @@ def is_picture(text: str) -> bool:
 
 def listed(text) -> list | None:
     """The list that a cell spells, else None: "['red', 'blue']" -> [red, blue]. Nothing is executed."""
+    if isinstance(text, list):
+        return text
+    if not str(text).strip().startswith("["):  # megabytes of base64 are no expression to be parsed
+        return None
     try:
-        value = text if isinstance(text, list) else ast.literal_eval(str(text).strip())
+        value = ast.literal_eval(str(text).strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
     return value if isinstance(value, list) else None
@@ -143,8 +147,10 @@ class Table:
             file.seek(place[0])
             text = file.read(place[1]).decode("utf-8-sig", "replace")
         if self.path.suffix == ".jsonl":
-            return json.loads(text)["image"]
-        return next(csv.reader(io.StringIO(text, newline=""), delimiter="\t"))[self.header.index("image")]
+            row = json.loads(text)
+        else:
+            row = dict(zip(self.header, next(csv.reader(io.StringIO(text, newline=""), delimiter="\t")), strict=True))
+        return row["image"] if "image" in row else row["image_path"]
 
     def pictures(self, index: str) -> "list[Image.Image]":
         """A row's pictures as RGB: its cell holds base64, a path beside the file, a list of either, or the index of the
@@ -208,9 +214,10 @@ def read_table(path: str | Path) -> Table:
             except ValueError as error:  # a JSONDecodeError is one
                 table.wrong.append(f"{where}: {error}")
                 continue
-            if missing := [x for x in ("index", "question", "answer", "image") if x not in row]:
+            column = "image_path" if "image_path" in row and "image" not in row else "image"
+            if missing := [x for x in ("index", "question", "answer", column) if x not in row]:
                 raise UserError(f"{where}: column {missing[0]!r} is missing; it has {', '.join(row)}")
-            index, picture = str(row["index"]), row.pop("image")
+            index, picture = str(row["index"]), row.pop(column)
             if index in table.places or not picture:
                 table.wrong.append(f"{where}: index {index} " + ("has no picture" if not picture else "stands twice"))
                 continue
@@ -302,8 +309,7 @@ def find_option(text: str, options: dict[str, str], rules: str) -> str | bool:
     Example, options A sun, B grass: "(B)" -> B, "It is grass" -> B, "A or B" -> False, "b" -> False, "B. Plants make
     sugar from light" -> False (a letter counts among the last four words only).
     """
-    failed = "Failed to obtain answer via API" in text
-    if not failed:
+    if "Failed to obtain answer via API" not in text:
         if any(words in text for words in REFUSALS):
             return "Z"
         words = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
@@ -351,7 +357,8 @@ def relaxed_match(gold: str, said: str) -> bool:
 
 def math_answer(row: dict, text: str, rules: str) -> tuple:
     """MathVista: (what the text says or False, is it right). List and text answers are never right: the toolkit
-    compares them with the word None."""
+    compares them with the word None.
+    """
     if cell(row, "question_type") == "multi_choice":
         choices = listed(row.get("choices")) or []
         found = find_option(text, dict(zip(ascii_uppercase, map(str, choices), strict=False)), rules)
@@ -516,28 +523,28 @@ Question: What share is blue? (A) 3/11 (B) 8/11 | Response: Eight of eleven part
 
 def judge_chat(benchmark: str, row: dict, said: str) -> list[dict]:
     """What the judge is asked about one item. Our own wording, so grades compare with nobody else's."""
+    question = "".join("<image>" if is_picture(x) else x for x in cell(row, "question").split("<IMG>"))
     if kind_of(benchmark) == "grade":
         gold = cell(row, "answer").replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-        text = f"{GRADE}Question: {cell(row, 'question')} | Reference: {gold} | Answer: {said} | Grade:"
+        text = f"{GRADE}Question: {question} | Reference: {gold} | Answer: {said} | Grade:"
     else:
-        text = f"{EXTRACT}Question: {cell(row, 'question')} | Response: {said} | Final answer:"
+        text = f"{EXTRACT}Question: {question} | Response: {said} | Final answer:"
     return [{"role": "user", "content": text}]
 
 
 def judge_replies(benchmark: str, pairs: list[tuple[dict, str]], rules: str, judge) -> list[str | None]:
-    """The judge's reply to each (row, prediction), None where the rules suffice. An MM-Vet reply without a grade is
-    asked for anew at temperatures 0.5, 1, 1.5 and 2, then it is a 0."""
-    out = [None] * len(pairs)
-    todo = [i for i, (row, said) in enumerate(pairs) if score_item(benchmark, row, said, rules)["needs_judge"]]
-    kind = kind_of(benchmark)
+    """The judge's reply to each (row, prediction), None where the rules suffice. A grade that is none is asked for anew
+    at temperatures 0.5, 1, 1.5 and 2, as in the toolkit; then it is a 0.
+    """
+    kind, out = kind_of(benchmark), [None] * len(pairs)
     if kind not in ("grade", "math"):
         return out
+    todo = [i for i, (row, said) in enumerate(pairs) if score_item(benchmark, row, said, rules)["needs_judge"]]
     for attempt in range(5 if kind == "grade" else 1):
         chats = [judge_chat(benchmark, *pairs[i]) for i in todo]
-        replies = judge.ask(chats, 16 if kind == "grade" else 64, attempt * 0.5) if chats else []
-        for i, reply in zip(todo, replies, strict=True):
+        for i, reply in zip(todo, judge.ask(chats, 64, attempt * 0.5) if chats else [], strict=True):
             out[i] = reply
         todo = [i for i in todo if kind == "grade" and grade_of(benchmark, out[i]) is None]
-    for i in todo if kind == "grade" else ():
+    for i in todo:
         out[i] = "0"
     return out

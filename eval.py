@@ -407,7 +407,7 @@ def markdown(out: dict) -> str:
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 
@@ -526,10 +526,13 @@ def holm(ps: dict[str, float]) -> dict[str, float]:
 
 def load_run(folder: Path) -> tuple[dict, dict]:
     """(what must agree, {benchmark: {unit: {score, cluster, weight}}}) of a folder with benchmark results, or of a run
-    of train.py (its held-out questions, greedy). Raises UserError naming the folder."""
+    of train.py (its held-out questions, greedy). Raises UserError naming the folder.
+    """
     if (folder / "items.jsonl").is_file() and (folder / "results.json").is_file():
         out = json.loads((folder / "results.json").read_text())
-        same = {k: out["settings"][k] for k in ("prompt", "suffix")} | {k: out[k] for k in ("rules", "judge")}
+        same = {k: v for k, v in out["settings"].items() if k != "weights"} | dict(
+            rules=out["rules"], judge=out["judge"]
+        )
         same["data"] = {f: x["md5"] for r in out["benchmarks"].values() for f, x in r["files"].items()}
         rows = [json.loads(x) for x in (folder / "items.jsonl").read_text().splitlines()]
     elif (folder / "answers.jsonl").is_file():
@@ -551,7 +554,8 @@ def load_run(folder: Path) -> tuple[dict, dict]:
 
 def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:
     """Side B against side A, both lists of seeds -> {benchmark: {a, b, difference, interval, p, holm, won, lost,
-    visible}, "mean": ...} in points. Raises UserError when data, prompt, rules, judge or units differ."""
+    visible}, "mean": ...} in points. Raises UserError when anything but the weights differs: data, prompt, rules ...
+    """
     runs = {path: load_run(path) for path in (*side_a, *side_b)}
     first, (same, units) = next(iter(runs.items()))
     for path, (other, theirs) in runs.items():
@@ -728,7 +732,7 @@ def main(judge=None) -> None:
             Path(args.into).mkdir(parents=True, exist_ok=True)
             write(Path(args.into) / "compare.json", json.dumps(found, indent=1) + "\n")
         return
-    if not args.student and not args.score_only:
+    if not args.student and not (args.score_only and args.into):
         raise UserError("--student is missing: give a folder such as runs/demo/student")
     args.max_new_tokens = args.max_new_tokens or (2048 if args.benchmarks else 40)
     if args.draws < 0 or min(args.questions, args.max_new_tokens, args.batch) < 1 or min(args.limit, args.check) < 0:

@@ -878,6 +878,9 @@ def test_eval_reads_pictures_of_every_form_and_finds_none_an_option(tmp_path):
         )
         assert table.rows[0]["question"] == rows[0]["question"] and bm.options_of(table.rows[0]) == {"A": "None"}
         assert table.twin["2"] == "1" and not table.wrong
+    write_tsv(tmp_path / "c.tsv", [dict(index=1, image_path="['p.png']", question="?", answer="A")])
+    assert np.array_equal(np.asarray(bm.read_table(tmp_path / "c.tsv").pictures("1")[0]), second)
+    assert bm.listed("['red', 3]") == ["red", 3] and bm.listed("[open]") is bm.listed("+".join("ab" * 10**5)) is None
 
 
 def test_eval_a_big_file_is_read_in_seconds_and_little_memory(tmp_path):
