@@ -6,9 +6,9 @@
 
 The peers do the same work on the same weights: stock `generate(num_return_sequences=G)` with sdpa attention samples the
 same number of tokens (every row decodes --response-tokens), and stock forward and backward over 2G right-padded rows a
-question stands for an update without packing. Evaluation encodes and greedily answers 4 x --questions questions: ours in
-one batch, stock `generate` one by one, as public evaluators do. Absolute times mean little on a shared CPU; ratios of
-one run do.
+question stands for an update without packing. Evaluation encodes and greedily answers 4 x --questions questions, ours
+in one batch, stock `generate` one by one, as public evaluators do. Absolute times mean little on a shared CPU; ratios
+of one run do.
 """
 
 import inspect

@@ -218,10 +218,11 @@ def ask_rows(student, name: str, table, rows: list[dict], settings: dict, folder
     todo = [row for row in by_size[rank::world] if row["index"] not in done]
     path = folder / f"preds.{name}.{key}.{rank}.jsonl"
     torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
+    window = 2 * batch  # encoded and sorted together: their pictures lie in memory
     with path.open("a") as out, tqdm(total=len(todo), desc=name, delay=2) as bar:
         out.write("\n" * torn)
-        for i in range(0, len(todo), 4 * batch):
-            part, prompts = todo[i : i + 4 * batch], []
+        for i in range(0, len(todo), window):
+            part, prompts = todo[i : i + window], []
             for row in part:
                 try:
                     prompts.append((row["index"], encode(row)))

@@ -922,8 +922,12 @@ def test_eval_bad_files_are_named_and_counted_and_never_a_zero(tmp_path, capsys)
     assert measure(tmp_path / "out", *run, "--score-only")["benchmarks"]["mmstar"]["n"] < 4
     said = capsys.readouterr().out
     assert "half-written line" in said and "1 predictions of another run key" in said and "rows have no answer" in said
+    (tmp_path / "out" / path.name.replace(".0.jsonl", ".9.jsonl")).write_text(
+        '{"index": "0", "error": "unreadable then"}'
+    )
     again = measure(tmp_path / "out", *run)["benchmarks"]["mmstar"]
     assert {k: again[k] for k in ("score", "n", "tokens")} == {k: found[k] for k in ("score", "n", "tokens")}
+    assert {k: again["files"]["MMStar"][k] for k in counts} == counts
     with pytest.raises(data.UserError, match="holds .* predictions of another run key .*prompt kit -> bare"):
         measure(tmp_path / "out", *run, "--prompt", "bare")
     write_tsv(tmp_path / "MMStar.tsv", [{k: v for k, v in r.items() if k != "answer"} for r in rows])
@@ -978,6 +982,12 @@ def test_eval_measures_all_fourteen_and_says_over_how_many(benchmark_folder, tmp
     assert judged["benchmarks"]["mmvet"]["score"] == 50 and judged["benchmarks"]["mmvet2"]["score"] == 50
     judge.ask = None  # all replies are remembered
     assert measure(tmp_path, *run, "--score-only", judge=judge)["benchmarks"] == judged["benchmarks"]
+    for path in tmp_path.glob("preds.MMMU_Pro_10c.*"):  # one of the two files all right: half the score
+        rows = [json.loads(x) for x in path.read_text().splitlines()]
+        lines = [json.dumps(r | dict(text=f"It is {'ABCD'[int(r['index']) % 4]}.")) for r in rows]
+        path.write_text("\n".join(lines) + "\n")
+    found = measure(tmp_path, *run, "--score-only")["benchmarks"]["mmmu-pro"]
+    assert abs(found["score"] - 50) < 1e-9 and found["files"]["MMMU_Pro_10c"]["records"][0]["Overall"] == 1
     small = measure(tmp_path / "small", *run[:-1], "mmb,mmmu-pro", "--limit", "2")["benchmarks"]
     assert small["mmb"]["n"] == 2 and small["mmmu-pro"]["n"] == 4 and len(asked(tmp_path / "small")) == 8
 
@@ -989,7 +999,7 @@ def test_eval_any_number_of_ranks_and_a_kill_give_the_same_answers(benchmark_fol
     for rank in "20":
         monkeypatch.setenv("RANK", rank)
         assert not measure(tmp_path / "many", *run)  # the others are still at work
-    path = next((tmp_path / "many").glob("preds.AI2D_TEST.*.2.jsonl"))
+    path = next((tmp_path / "many").glob("preds.AI2D_TEST.*.0.jsonl"))
     path.write_bytes(path.read_bytes()[:-20])
     monkeypatch.setenv("WORLD_SIZE", "2")
     measure(tmp_path / "many", *run)
