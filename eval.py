@@ -458,6 +458,11 @@ def run_benchmarks(args, judge=None) -> dict | None:
     """Ask and score -> what results.json holds; None when other ranks are still at work. `judge`: see judge_replies."""
     tables, began = find_tables(args.data, args.benchmarks), time.time()
     folder = Path(args.into or f"{args.student if Path(args.student).is_dir() else 'runs/' + args.student}-eval")
+    judged_by = f"{args.judge} {args.judge_model}".strip() if args.judge != "rule" else judge and "given"
+    if judged_by and judge is None:
+        from judge import Server
+
+        judge = Server(args.judge, args.judge_model)
     kept = folder / "settings.json"
     settings = json.loads(kept.read_text()) if kept.is_file() else None
     if not args.score_only:
@@ -470,13 +475,7 @@ def run_benchmarks(args, judge=None) -> dict | None:
             if any(row["index"] not in found for row in chosen(name, table, args.limit)):
                 print(f"{name}: other ranks are still at work; the last one writes the results (or --score-only does)")
                 return None
-    judged_by = f"{args.judge} {args.judge_model}".strip() if args.judge != "rule" else judge and "given"
-    if judged_by:
-        if judge is None:
-            from judge import Server
-
-            judge = Server(args.judge, args.judge_model)
-        judge = Remembering(judge, judged_by, folder / "judge.jsonl")
+    judge = judge and Remembering(judge, judged_by, folder / "judge.jsonl")
     results, items, draws = {}, [], []
     for title in (n for n in BENCHMARKS if set(BENCHMARKS[n]) <= tables.keys()):
         results[title], units, drawn = measure(title, tables, settings, folder, args, judge)
@@ -562,7 +561,7 @@ def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:
     for path, (other, theirs) in runs.items():
         for key in same.keys() | other.keys():
             if same.get(key) != other.get(key):
-                raise UserError(f"{path}: its {key} is not that of {first}: {other.get(key)}, {same.get(key)}")
+                raise UserError(f"{path}: {key} differs from that of {first}: {other.get(key)}, {same.get(key)}")
         for name in units.keys() | theirs.keys():
             if units.get(name, {}).keys() != theirs.get(name, {}).keys():
                 raise UserError(f"{path}: {name} was not measured on the same questions as in {first}")
