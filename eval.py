@@ -214,7 +214,7 @@ def ask_rows(student, name: str, table, rows: list[dict], settings: dict, folder
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     key, encode = run_key(settings, table.md5), encoder(student, name, table, settings)
     done = {index for index, row in read_predictions(folder, name, key)[0].items() if "text" in row}
-    by_size = sorted(rows, key=lambda r: (table.places[r["index"]][-1:], len(r["question"]), r["index"]), reverse=True)
+    by_size = sorted(rows, key=lambda r: (table.places[r["index"]][-1:], len(str(r["question"])), r["index"]))[::-1]
     todo = [row for row in by_size[rank::world] if row["index"] not in done]
     path = folder / f"preds.{name}.{key}.{rank}.jsonl"
     torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
@@ -295,10 +295,9 @@ def ask_benchmarks(args, tables: dict, folder: Path, before: dict | None) -> dic
     if run["first_prompts"]:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
         run |= dict(commit=done.stdout.strip(), attention=student.hf.config._attn_implementation)
-        run |= dict(
-            device=torch.cuda.get_device_name() if gpu else platform.machine(), python=platform.python_version()
-        )
         run |= dict(torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__)
+        run["device"] = torch.cuda.get_device_name() if gpu else platform.machine()
+        run["python"] = platform.python_version()
         run["seconds"] = round(time.time() - began, 1)
         write(folder / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
     return settings
@@ -539,11 +538,8 @@ def load_run(folder: Path) -> tuple[dict, dict]:
         config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
         same = {k: config.get(k) for k in ("data", "judge", "ask_prefix")}
         rows = [json.loads(x) for x in (folder / "answers.jsonl").read_text().splitlines()]
-        rows = [
-            dict(benchmark="questions", unit=r["question"], cluster=r["question"], score=r["greedy"], weight=1)
-            for r in rows
-            if r["who"] == "after"
-        ]
+        rows = [dict(unit=r["question"], score=r["greedy"]) for r in rows if r["who"] == "after"]
+        rows = [r | dict(benchmark="questions", cluster=r["unit"], weight=1) for r in rows]
     else:
         raise UserError(f"{folder}: neither results.json with items.jsonl (eval.py --benchmarks) nor answers.jsonl")
     out = {}
