@@ -215,7 +215,13 @@ def read_table(path: str | Path) -> Table:
                 table.wrong.append(f"{where}: {error}")
                 continue
             column = "image_path" if "image_path" in row and "image" not in row else "image"
-            if missing := [x for x in ("index", "question", "answer", column) if x not in row]:
+            needed = (
+                "index",
+                "answer",
+                column,
+                *["question"] * (table.path.stem != "MMMU_Pro_V"),
+            )  # there: in the picture
+            if missing := [x for x in needed if x not in row]:
                 raise UserError(f"{where}: column {missing[0]!r} is missing; it has {', '.join(row)}")
             index, picture = str(row["index"]), row.pop(column)
             if index in table.places or not picture:

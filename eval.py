@@ -27,6 +27,7 @@ from benchmarks import (
     FILES,
     PROMPTS,
     RULES,
+    cell,
     chosen,
     final_answer,
     kind_of,
@@ -214,7 +215,7 @@ def ask_rows(student, name: str, table, rows: list[dict], settings: dict, folder
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     key, encode = run_key(settings, table.md5), encoder(student, name, table, settings)
     done = {index for index, row in read_predictions(folder, name, key)[0].items() if "text" in row}
-    by_size = sorted(rows, key=lambda r: (table.places[r["index"]][-1:], len(str(r["question"])), r["index"]))[::-1]
+    by_size = sorted(rows, key=lambda r: (table.places[r["index"]][-1:], len(cell(r, "question")), r["index"]))[::-1]
     todo = [row for row in by_size[rank::world] if row["index"] not in done]
     path = folder / f"preds.{name}.{key}.{rank}.jsonl"
     torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
