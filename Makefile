@@ -1,11 +1,11 @@
-# make demo: the whole RIL loop on the tiny world.  make test: all tests.  Both work on a fresh machine with Python >= 3.10.
+# make demo: warm start, then Dr.GRPO and RIL side by side on the tiny world.  make test: all tests.  Both work on a fresh machine with Python >= 3.10.
 PYTHON ?= python3
 RUN = OMP_NUM_THREADS=2 .venv/bin/python
 
 .PHONY: demo test teachers bench lint clean
 
 demo: .venv/ready
-	$(RUN) train.py --run demo
+	PYTHON=.venv/bin/python bash results/demo.sh
 
 test: .venv/ready
 	$(RUN) -m pytest -q --durations=5

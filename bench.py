@@ -3,6 +3,9 @@
     python bench.py                         # the tiny student, one thread, ratios from one run (medians of --repeats)
     python bench.py --group-size 16         # more responses per question
     python bench.py --out results/bench.json
+    python bench.py --student internvl3-1b --random-weights --device cuda    # a published student at full size
+    python train.py --student qwen2.5-vl-7b --plan --gpus 8 --gpu-memory 80  # `print_plan` below
+    python train.py --student tiny-qwen --pilot                              # `pilot` below
 
 The peers do the same work on the same weights: stock `generate(num_return_sequences=G)` with sdpa attention samples the
 same number of tokens (every row decodes --response-tokens), and stock forward and backward over 2G right-padded rows a
@@ -13,7 +16,9 @@ of one run do.
 
 import inspect
 import json
+import os
 import platform
+import resource
 import statistics
 import time
 from pathlib import Path
@@ -24,10 +29,11 @@ import torch.nn.functional as F
 from data import Flags, run_command, world_questions
 from discriminator import Discriminator, discriminator_loss
 from grpo import advantages, policy_loss
-from model import load, pack
+from model import FULL, TINY, load, pack, random_shell, ranks, shell
 from rollout import GREEDY, rollout
 
 
+# ------------------------------------------------------------------------------------------------ speed beside peers
 def median_seconds(work: dict, repeats: int) -> dict[str, float]:
     """Median seconds of each job; the jobs take turns, so that a change of the machine's speed meets all of them."""
     times = {name: [] for name in work}
@@ -59,6 +65,156 @@ def separate_batch(student, prompts: list, groups: list[list[list[int]]]) -> dic
         labels[i, len(p.ids) : len(p.ids) + len(r)] = torch.tensor(r)
     pixels = {k: torch.cat([p.pixels[k] for p, _ in rows]) for k in prompts[0].pixels}
     return with_kinds(student, dict(input_ids=ids, attention_mask=attend, labels=labels, **pixels))
+
+
+# ------------------------------------------------------------------------------------------------ the plan
+TFLOPS, BANDWIDTH, TEACHER_TOKENS = 400e12, 2.0e12, 5000.0  # what the plan assumes of a GPU, and of a served teacher
+PROMPT_TEXT, MEAN_RESPONSE = 200, 0.6  # tokens of a question; a response's mean length as a share of the longest
+JUDGE_PARAMETERS = {"qwen2.5-32b": 32.763876352e9}
+
+
+def sizes(name: str) -> dict[str, float]:
+    """Parameters of a model by part, counted on the real classes without memory; kv: a token's bytes in the cache."""
+    vlm = random_shell(name) if name in FULL else load(name) if name in TINY else shell(name, torch.float32)[0]
+    text, base = vlm.hf.config.get_text_config(), vlm.base
+
+    def count(module):
+        return sum(p.numel() for p in module.parameters())
+
+    out = dict(
+        all=count(vlm.hf), head=0 if vlm.tied else count(vlm.hf.lm_head), layers=count(base.language_model.layers)
+    )
+    out |= dict(layer=count(base.language_model.layers[0]), vision=count(base.get_submodule(vlm.family.vision)))
+    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    out |= dict(root=out["all"] - out["layers"] - out["vision"], depth=text.num_hidden_layers)
+    out |= dict(kv=4 * text.num_hidden_layers * text.num_key_value_heads * dim)  # two of two bytes each
+    return out | dict(hidden=text.hidden_size, wide=text.intermediate_size, words=text.vocab_size)
+
+
+def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
+    """GB (1e9) per GPU in each phase of a step, and of the host for all ranks together.
+
+    12 bytes a parameter for master and optimiser, 4 for the gradient; keys and values are counted in every phase, since
+    nothing frees them within a step; 3 GB for context, NCCL and fragmentation.
+    """
+    m, judge, W = sizes(cfg.student), JUDGE_PARAMETERS.get(cfg.judge, 0.0), gpus
+    D = (m["all"] - m["head"]) * (cfg.discriminator != "none")
+    prompt = (cfg.image_tokens or 256) + PROMPT_TEXT
+    row = prompt + 2 * cfg.group_size * cfg.max_new_tokens
+    rows = min(cfg.rollout_rows, cfg.group_size * -(-cfg.questions_per_step // gpus))
+    replica = 2 * m["all"] + rows * (prompt + cfg.max_new_tokens) * m["kv"]
+    transient = 14 * m["layer"] + 4 * m["root"]  # two gathered layers, gradients, reduction buffers; the root twice
+    active = 2 * row * m["hidden"] * m["depth"]  # the checkpointed input of every layer
+    active += row * (8 * m["wide"] + 40 * m["hidden"]) + 3 * row**2  # one layer again, with its mask
+    active += 12 * 1024 * m["words"]  # a chunk of logits: bf16, fp32, softmax, gradient
+    student, d, reference = 12 * m["all"] / W, 12 * D / W, 2 * m["all"] / W
+    judging = 2 * judge / W + (4e9 + 0.06 * judge) * (judge > 0)
+    updates = dict(discriminator=4 * D / W + transient + active, student=4 * m["all"] / W + transient + active)
+    if offload == "phase":
+        stays = 3e9 + 4 * m["all"] / W  # the student's master
+        out = dict(rollout=replica, discriminator=d + updates["discriminator"], judge=judging)
+        out["student"] = student + reference + updates["student"] - 4 * m["all"] / W
+        host = (student + d + reference) * W + 2 * judge
+    else:
+        stays, host = 3e9 + student + d + reference + replica + 2 * judge / W, 0.0
+        out = dict(rollout=0.0, **updates) | dict(judge=judging - 2 * judge / W)
+    host += (student + d) * W  # a checkpoint on its way to the disk
+    return {name: (stays + x) / 1e9 for name, x in out.items()} | {"host": host / 1e9}
+
+
+def everything_fits(cfg) -> bool:
+    """Does --offload none fit on this machine's GPUs?"""
+    memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+    gb = phases(cfg, int(os.environ.get("WORLD_SIZE", 1)), "none")
+    return max(x for name, x in gb.items() if name != "host") < 0.93 * memory
+
+
+def hours_and_disk(cfg, gpus: int) -> dict[str, tuple[float, float]]:
+    """Stage -> (hours, GB on disk) at the speeds above. A trained pass counts four forwards: it is recomputed."""
+    m, G, mine = sizes(cfg.student), cfg.group_size, -(-cfg.questions_per_step // gpus)
+    mean, prompt = MEAN_RESPONSE * cfg.max_new_tokens, (cfg.image_tokens or 256) + PROMPT_TEXT
+    row, texts = prompt + 2 * G * mean, (100 + 2 * G * (mean + 10)) * (cfg.discriminator != "none")
+    judge = 2 * JUDGE_PARAMETERS.get(cfg.judge, 0.0) * (400 + G * (mean + 30))
+    body = 2 * m["layers"] * (prompt + (4 * cfg.mu + 1) * (row + texts)) + 2 * m["vision"] * 4 * prompt
+    flops = body + 2 * m["hidden"] * m["words"] * (4 * cfg.mu + 1) * 2 * G * mean + judge
+    rows = min(cfg.rollout_rows, G * mine)
+    decode = 2 * (m["all"] - m["vision"]) + 0.65 * rows * (prompt + mean) * m["kv"]  # bytes a token of all rows
+    step = mine * flops / TFLOPS + max(1.0, G * mine / rows) * cfg.max_new_tokens * decode / BANDWIDTH
+    questions = cfg.steps * cfg.questions_per_step if cfg.data else cfg.pool
+    tokens = questions * cfg.teacher_samples * mean * len(cfg.teachers.split(","))
+    D = m["all"] - m["head"]
+    return {
+        "teachers": (tokens / TEACHER_TOKENS / 3600, tokens * 5 / 1e9),
+        "discriminator": (cfg.d_steps * step / 3600, 4 * D / 1e9),
+        "ril": (cfg.steps * step / 3600, (12 * (m["all"] + D) * cfg.keep + 8 * m["all"]) / 1e9),
+        "export": (0.1, 4 * m["all"] / 1e9),
+    }
+
+
+def print_plan(cfg) -> None:
+    """What fits and how long it takes, before anything is loaded; every number is an estimate."""
+    names = [n for n in (cfg.student, *cfg.teachers.split(",")) if n in (*FULL, *TINY)]
+    judge = f"{JUDGE_PARAMETERS[cfg.judge] / 1e9:.1f} B" if cfg.judge in JUDGE_PARAMETERS else cfg.judge
+    print("parameters: " + ", ".join(f"{n} {sizes(n)['all'] / 1e9:.3f} B" for n in names) + f", judge {judge}")
+    print(
+        f"a step: {cfg.questions_per_step} questions, {cfg.group_size} + {cfg.group_size} responses of at most "
+        f"{cfg.max_new_tokens} tokens, {cfg.image_tokens or 256} image tokens, {cfg.rollout_rows} rows decode together"
+    )
+    verdict = "does not fit: take more or larger GPUs, a smaller student, or a served judge"
+    for offload in ("phase", "none"):
+        gb = phases(cfg, cfg.gpus, offload)
+        host, worst = gb.pop("host"), max(gb.values())
+        fits = worst < 0.93 * cfg.gpu_memory
+        verdict = f"fits with --offload {offload}" if fits else verdict
+        of = "  ".join(f"{name} {x:.0f}" for name, x in gb.items())
+        print(f"GB per GPU, --offload {offload}: {of}  (host {host:.0f}, all ranks)  {'fits' if fits else 'too much'}")
+    for stage, (hours, disk) in hours_and_disk(cfg, cfg.gpus).items():
+        print(f"{stage}: {hours:.1f} hours, {disk:.1f} GB on disk")
+    print(
+        f"assumed: {TFLOPS / 1e12:.0f} TFLOP/s and {BANDWIDTH / 1e12:.1f} TB/s a GPU (40 and 60 % of an H100's peaks),"
+    )
+    print(f"teachers served at {TEACHER_TOKENS:.0f} tokens/s. --pilot measures instead.")
+    print(f"{cfg.student} on {cfg.gpus} GPUs of {cfg.gpu_memory:.0f} GB: {verdict}")
+
+
+# ------------------------------------------------------------------------------------------------ the pilot's page
+def pilot(run, questions: list) -> None:
+    """The page runs/NAME/pilot.md: what the first person with GPUs wants to know before a night's run. All ranks."""
+    cfg, lines = run.cfg, []
+    replica, student = run.whole(run.path / "sft"), run.sharded(run.path / "sft").eval()
+    prompts, length, same = [replica.encode_question(q) for q in questions], min(32, cfg.max_new_tokens), 0
+    ours = rollout(replica, prompts, [q.id for q in questions], 1, length, GREEDY)
+    for prompt, (mine,) in zip(prompts, ours, strict=True):
+        stock = dict(input_ids=prompt.ids[None], attention_mask=torch.ones_like(prompt.ids)[None])
+        stock = {k: x.to(run.device) for k, x in with_kinds(replica, stock | (prompt.pixels or {})).items()}
+        how = dict(max_new_tokens=length, do_sample=False, suppress_tokens=replica.banned_ids, repetition_penalty=1.0)
+        same += replica.hf.generate(**stock, **how)[0, len(prompt.ids) :].tolist() == mine.ids
+    lines.append(f"own rollout = stock generate, greedy: {same} of {len(prompts)} prompts, token for token")
+    seen, texts = replica.see(prompts), [[r.ids, replica.reply_ids("yes")] for (r,) in ours]
+    with torch.no_grad():
+        together = student(pack(seen, texts, device=run.device))
+        alone = [student(pack([p], [[x]], device=run.device)) for p, two in zip(seen, texts, strict=True) for x in two]
+    gap = max((t[: a.shape[1]] - a[0]).abs().max().item() for t, a in zip(together, alone, strict=True))
+    lines.append(f"packed = separate log-probs: largest difference {gap:.1e} ({cfg.dtype})")
+    lines.append(f"{len(replica.tensors())} tensors loaded, none missing, none unused; tied head: {replica.tied}")
+    lines.append(f"chat: {replica.tokenizer.decode(prompts[0].ids)[:400]!r}")
+    ends = replica.tokenizer.convert_ids_to_tokens(replica.ends)
+    lines.append(f"ends a response: {replica.ends} {ends}; {len(replica.banned_ids)} ids are never sampled")
+    for row in run.rows("samples.jsonl", "ril")[-1:]:
+        lines.append(f"question {row['question']}: {row['text']!r}, reference {row['reference']!r}")
+        for r in row["responses"]:
+            lines.append(f"{r['source']}: {r['text']!r}, similarity {r['similarity']}, answer {r['answer']}")
+    step = statistics.median(r["total"] for r in run.rows("timing.jsonl", "ril"))
+    cuda = run.device != "cpu"
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    gb = max(x for name, x in phases(cfg, ranks()[1], cfg.offload).items() if name != "host")
+    planned = hours_and_disk(cfg, ranks()[1])["ril"][0] * 3600 / cfg.steps
+    lines.append(f"memory: {peak / 1e9:.1f} GB at most on rank 0, {gb:.1f} GB planned (for a GPU)")
+    lines.append(f"a step: {step:.2f} s (median of {cfg.steps}), {planned:.2f} s planned (for GPUs)")
+    lines.append(f"a loop of 1,000 such steps: {step / 3.6:.1f} hours")
+    page = "\n".join(["# pilot", "", *(f"- {x}" for x in lines)]) + "\n"
+    run.write("pilot.md", page)
+    print(page)
 
 
 def main() -> None:

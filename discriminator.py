@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import VLM, Batch, Prompt, pack, shared_prefix, trunk
+from model import VLM, Batch, Prompt, copy_slice, pack, shared_prefix, trunk
 
 SYSTEM = "a response in <response> tags was written by a teacher or by a student."
 USER = "{question}<response>{response}</response> teacher 0 or student 1?"
@@ -37,12 +37,23 @@ class Discriminator(nn.Module):
         self.base.get_submodule(student.family.vision).requires_grad_(False)  # frozen as the student's: same patches
         self.base.get_submodule(student.family.projector).requires_grad_(reads == "picture")
         width = student.hf.config.get_text_config().hidden_size
-        self.head = nn.Linear(width, 1, bias=False, device=student.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            nn.init.normal_(self.head.weight, std=0.02)
+        like = next(self.base.parameters())
+        self.head = nn.Linear(width, 1, bias=False, device=like.device, dtype=like.dtype)
         self.family, self.tokenizer = student.family, student.tokenizer
         self.prompt, self.chat_text, self.without_control = student.prompt, student.chat_text, student.clean
+        if not like.is_meta:
+            self.settle()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """The head's first weights, once there is memory: small and the same on every rank."""
+        weight = torch.randn(self.head.weight.shape, generator=torch.Generator().manual_seed(0))
+        copy_slice(self.head.weight, 0.02 * weight)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The backbone's weights under the names that the stock class gives them."""
+        here = self.state_dict()
+        return {"model." + name.removeprefix("base."): x for name, x in here.items() if name.startswith("base.")}
 
     def clean(self, text: str) -> str:
         """The text without control tokens, template tags and surrounding white space."""
@@ -60,11 +71,11 @@ class Discriminator(nn.Module):
             user = USER.replace("{question}", question and f"{self.clean(question)} ")
             before, _, after = self.chat_text(looked, user, SYSTEM).rpartition("{response}")
             whole = [f"{before}{self.clean(text)}{after}" for text in texts]
-            ids = self.tokenizer(whole, add_special_tokens=False)["input_ids"]
+            ids = self.tokenizer(whole or [before], add_special_tokens=False)["input_ids"]
             n = shared_prefix(ids)
             prompts.append(self.prompt(ids[0][:n], looked))
             prompts[-1].patches = prompt.patches if looked else None
-            rows.append([x[n:] for x in ids])
+            rows.append([x[n:] for x in ids[: len(texts)]])
         return pack(prompts, rows, device=device)
 
     def batches(self, questions: list, prompts: list[Prompt], groups: list[list], micro_batch: int) -> list[Batch]:
@@ -77,7 +88,7 @@ class Discriminator(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         """student_logit (R,), fp32: above 0 reads like the student, below 0 like a teacher."""
         hidden = trunk(self.base, self.family, batch)[batch.last]
-        return self.head(hidden.to(self.head.weight.dtype)).float()[:, 0]
+        return self.head(hidden.to(self.head.weight.dtype)).float().sum(-1)  # of one: not a view
 
 
 def discriminator_loss(student_logit, is_student, students: int, teachers: int) -> torch.Tensor:
@@ -110,17 +121,18 @@ def discriminator_accuracy(student_logit: torch.Tensor, is_student: torch.Tensor
 
 
 def discriminator_update(
-    D: Discriminator, batches: list[Batch], is_student: torch.Tensor
+    D: Discriminator, batches: list[Batch], is_student: torch.Tensor, share: float = 1.0, scale: float = 1.0
 ) -> tuple[float, torch.Tensor]:
-    """Gradients of Eq. 1 on the packed texts of a step: -> loss, student_logit (R,); is_student (R,) in packed
-    order.
+    """Gradients of Eq. 1 on the packed texts of a step: -> loss, student_logit (R,); is_student (R,) in packed order.
+
+    Over ranks `share` is this rank's share of the step's texts and `scale` the number of ranks (FSDP averages).
     """
     students, logits, total = int(is_student.sum()), [], 0.0
     for batch in batches:
-        here = is_student[sum(map(len, logits)) :][: len(batch.last)]
+        here = is_student[sum(map(len, logits)) :][: len(batch.last)].to(batch.ids.device)
         student_logit = D(batch)
-        loss = discriminator_loss(student_logit, here, students, len(is_student) - students)
-        loss.backward()
+        loss = share * discriminator_loss(student_logit, here, students, len(is_student) - students)
+        (scale * loss).backward()
         logits.append(student_logit.detach())
         total += loss.item()
     return total, torch.cat(logits)

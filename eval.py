@@ -75,45 +75,52 @@ def bootstrap(values, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
 def evaluate(
     student, questions: list[Question], judge: Judge, max_new_tokens: int, draws: int = 4, seed: int = 0
 ) -> dict:
-    """Answer every question once greedily and `draws` times at temperature 1.
+    """Answer every question once greedily and `draws` times at temperature 1; over ranks, each its share.
 
     -> greedy, sampled (accuracies with 95 % intervals: Wilson, bootstrap over questions), tokens per sampled answer,
     the share that was cut off, accuracy by kind of question where known, and `texts`: the greedy response of each
     question.
     """
+    from model import deal, everyone
     from rollout import GREEDY, PURE, rollout
 
-    greedy, sampled, tokens, finished, surprise, looks, texts = [], [], [], [], [], [], {}
-    for i in range(0, len(questions), 128):
-        part = questions[i : i + 128]
-        prompts, names, of = [student.encode_question(q) for q in part], [q.id for q in part], {q.id: q for q in part}
-        once = rollout(student, prompts, names, 1, max_new_tokens, GREEDY)
-        greedy += judge.verdicts(part, [r[0] for r in once])
-        texts |= {r[0].question: r[0].text for r in once}
-        if draws:
-            for group in rollout(student, prompts, names, draws, max_new_tokens, PURE, (seed, "evaluate")):
-                verdicts = judge.verdicts(part, group)
-                sampled.append(float(np.mean(verdicts)))
-                looks += [(look(of[r.question], r.text), v) for r, v in zip(group, verdicts, strict=True)]
-                surprise += [-x for r in group for x in r.logps]
-                tokens += [len(r.ids) for r in group]
-                finished += [r.finished for r in group]
-    out = {"questions": len(questions), "greedy": float(np.mean(greedy)), "texts": texts}
-    each = zip(questions, greedy, sampled or [None] * len(greedy), strict=True)
-    out["answers"] = [{"question": q.id, "greedy": g, "sampled": s} for q, g, s in each]
-    out["greedy_interval"] = wilson(sum(greedy), len(greedy))
-    kinds = sorted({q.meta["kind"] for q in questions if "kind" in q.meta})
-    out["greedy_by_kind"] = {
-        k: float(np.mean([g for g, q in zip(greedy, questions, strict=True) if q.meta.get("kind") == k])) for k in kinds
+    mine, once, many = deal(questions), [], []
+    for i in range(0, len(mine), 128):
+        part = mine[i : i + 128]
+        prompts, names = [student.encode_question(q) for q in part], [q.id for q in part]
+        once += [r for (r,) in rollout(student, prompts, names, 1, max_new_tokens, GREEDY)]
+        many += rollout(student, prompts, names, draws, max_new_tokens, PURE, (seed, "evaluate"))
+    right = judge.verdicts(mine, once)
+    verdicts, rows = iter(judge.verdicts(mine, [r for group in many for r in group])), []
+    for q, best, greedy, group in zip(mine, once, right, many, strict=True):
+        row = dict(question=q.id, kind=q.meta.get("kind"), text=best.text, greedy=greedy)
+        row["said"] = [(look(q, r.text), next(verdicts), len(r.ids), r.finished) for r in group]
+        row["surprise"] = [-x for r in group for x in r.logps]
+        rows.append(row)
+    rows = everyone(rows)
+    greedy, said = [r["greedy"] for r in rows], [x for r in rows for x in r["said"]]
+    sampled = [float(np.mean([v for _, v, _, _ in r["said"]])) if draws else None for r in rows]
+    out = {
+        "questions": len(questions),
+        "greedy": float(np.mean(greedy)),
+        "texts": {r["question"]: r["text"] for r in rows},
     }
+    each = zip(rows, greedy, sampled, strict=True)
+    out["answers"] = [{"question": r["question"], "greedy": g, "sampled": s} for r, g, s in each]
+    out["greedy_interval"] = wilson(sum(greedy), len(greedy))
+    kinds = sorted({r["kind"] for r in rows if r["kind"]})
+    out["greedy_by_kind"] = {k: float(np.mean([r["greedy"] for r in rows if r["kind"] == k])) for k in kinds}
     if draws:
+        looks, verdicts, tokens, finished = zip(*said, strict=True)
         out |= {"sampled": float(np.mean(sampled)), "sampled_interval": bootstrap(sampled)}
         out |= {"tokens": float(np.mean(tokens)), "cut_off": 1 - float(np.mean(finished))}
-        out["entropy"] = float(np.mean(surprise))  # nats per sampled token
+        out["entropy"] = float(np.mean([x for r in rows for x in r["surprise"]]))  # nats per sampled token
         if kinds:
-            out["looks"] = float(np.mean([x is not None for x, _ in looks]))
-            out["right_looks"] = float(np.mean([x for x, _ in looks if x is not None] or [0.0]))
-            out["right_look_and_answer"] = float(np.mean([bool(x) and bool(v) for x, v in looks]))
+            out["looks"] = float(np.mean([x is not None for x in looks]))
+            out["right_looks"] = float(np.mean([x for x in looks if x is not None] or [0.0]))
+            out["right_look_and_answer"] = float(
+                np.mean([bool(x) and bool(v) for x, v in zip(looks, verdicts, strict=True)])
+            )
     return out
 
 
@@ -269,8 +276,8 @@ def ask_benchmarks(args, tables: dict, folder: Path, before: dict | None) -> dic
 
     began, gpu = time.time(), torch.cuda.is_available()
     dtype = args.dtype or ("bf16" if gpu else "fp32")
-    student = load(args.student, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu")
-    student.to(torch.bfloat16 if dtype == "bf16" else torch.float32)
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu"
+    student = load(args.student, device=device, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
     settings = dict(weights=weights_hash(student), pictures=limit_pictures(student, args), prompt=args.prompt)
     settings |= dict(suffix=args.suffix, max_new_tokens=args.max_new_tokens, dtype=dtype, decoding="greedy")
     if before and before != settings:

@@ -124,10 +124,10 @@ def sft_loss(logp: torch.Tensor, mask: torch.Tensor, tokens: int) -> torch.Tenso
     return -(logp * mask).sum() / tokens
 
 
-def surrogate_metrics(logp: torch.Tensor, logp_old: torch.Tensor, mask: torch.Tensor, eps: float) -> dict[str, float]:
-    """How far this update is from the sampling policy: mean ratio, and the share of tokens whose ratio is clipped."""
-    rho = torch.exp(logp - logp_old)[mask]
-    return {"ratio": rho.mean().item(), "clipped": ((rho - 1).abs() > eps).float().mean().item()}
+def surrogate_metrics(logp: torch.Tensor, logp_old: torch.Tensor, mask: torch.Tensor, eps: float) -> tuple:
+    """How far an update is from the sampling policy: (sum of the ratios, clipped tokens, tokens)."""
+    rho = torch.exp(logp - logp_old)[mask].double()
+    return rho.sum().item(), int(((rho - 1).abs() > eps).sum()), len(rho)
 
 
 def group_metrics(reward, similarity, answer, teacher, advantage) -> dict[str, float]:

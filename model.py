@@ -14,9 +14,14 @@ A picture is encoded by the vision tower once (`see`); student, reference and ro
 the tower is frozen, and each applies its own projector. What is special to a model family stands in FAMILIES, nowhere
 else.
 
-Left out on purpose: video, attention kernels of our own, quantisation.
+Training is sharded over the ranks (FSDP2), one process being the smallest case: `load` builds a model without memory,
+shards it, and every rank reads its own slices of the safetensors files into fp32 masters. The rollout replica is whole
+on every rank.
+
+Left out on purpose: video, attention kernels of our own, quantisation, tensor parallelism.
 """
 
+import atexit
 import contextlib
 import copy
 import json
@@ -24,14 +29,20 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors import safe_open
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoTokenizer,
@@ -43,6 +54,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 from transformers import logging as transformers_logging
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -61,6 +73,7 @@ class Family:
     model: type  # the stock transformers class
     image_processor: type  # its PIL image processor (the fast ones need torchvision)
     vision: str  # where the vision tower lies below base
+    vision_blocks: str  # where its layers lie below base
     projector: str  # where the part that maps patches to the language model's width lies below base
     patch_width: Callable  # base -> numbers per image token before the projector
     tensors: tuple[str, ...]  # what of the image processor's output the vision tower takes
@@ -68,7 +81,9 @@ class Family:
     picture_sign: str  # what the chat template writes for a picture
     picture_text: Callable  # number of image tokens -> the text that takes the sign's place
     positions: Callable  # (base, ids (P,), pixels or None) -> rotary positions (3, P); families with one axis repeat it
+    limit: Callable  # (image processor, most image tokens of a picture) -> None: sets it
     tiny: Callable  # (width, layers) -> (config, tokenizer, image processor) of a tiny model of the real classes
+    full: Callable  # (the tiny config, text sizes, vision sizes) -> config of a published model
 
 
 def tiny_tokenizer(special: list[str], picture: str, cut: int | None = None) -> PreTrainedTokenizerFast:
@@ -148,6 +163,23 @@ def tiny_qwen(width: int, layers: int) -> tuple:
     return config, tok, Qwen2VLImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3, **size)
 
 
+def qwen_limit(processor, tokens: int) -> None:
+    """At most `tokens` image tokens a picture (28 x 28 pixels each at real size)."""
+    side = processor.patch_size * processor.merge_size
+    processor.size = {"shortest_edge": 4 * side**2, "longest_edge": tokens * side**2}
+
+
+def full_qwen(tiny, text: dict, vision: dict):
+    """The configuration of a published Qwen2.5-VL; special ids as in the tiny one."""
+    text |= dict(rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]))
+    vision |= dict(depth=32, hidden_size=1280, num_heads=16, out_hidden_size=text["hidden_size"], patch_size=14)
+    vision |= dict(spatial_merge_size=2, temporal_patch_size=2, window_size=112, fullatt_block_indexes=[7, 15, 23, 31])
+    names = ("image_token_id", "video_token_id", "vision_start_token_id")
+    ids = {name: getattr(tiny, name) for name in names}
+    more = dict(tie_word_embeddings=text["tie_word_embeddings"], **ids)
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **more)
+
+
 # ---- InternVL: pictures become one tile or several of one fixed size
 def tiny_internvl(width: int, layers: int) -> tuple:
     """The same sizes as the tiny Qwen: 42 x 42 tiles of 7-pixel patches, nine image tokens a tile. Its tokenizer cuts
@@ -169,11 +201,25 @@ def tiny_internvl(width: int, layers: int) -> tuple:
     return config, tok, GotOcr2ImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3, **size)
 
 
+def internvl_limit(processor, tokens: int) -> None:
+    """At most `tokens` image tokens a picture: 256 a tile at real size, one of them the thumbnail."""
+    processor.max_patches = max(1, tokens // 256 - 1)
+
+
+def full_internvl(tiny, text: dict, vision: dict):
+    """The configuration of a published InternVL3; special ids as in the tiny one."""
+    text |= dict(model_type="qwen2", rope_parameters=dict(rope_type="default", rope_theta=1e6))
+    vision |= dict(image_size=[448, 448], patch_size=[14, 14])
+    more = dict(image_token_id=tiny.image_token_id, tie_word_embeddings=text["tie_word_embeddings"])
+    return InternVLConfig(text_config=text, vision_config=vision, image_seq_length=256, downsample_ratio=0.5, **more)
+
+
 FAMILIES = {
     "qwen2_5_vl": Family(
         model=Qwen2_5_VLForConditionalGeneration,
         image_processor=Qwen2VLImageProcessorPil,
         vision="visual",
+        vision_blocks="visual.blocks",
         projector="visual.merger",
         patch_width=lambda base: base.visual.merger.hidden_size,
         tensors=("pixel_values", "image_grid_thw"),
@@ -181,12 +227,15 @@ FAMILIES = {
         picture_sign="<|image_pad|>",
         picture_text=lambda count: "<|image_pad|>" * count,
         positions=qwen_positions,
+        limit=qwen_limit,
         tiny=tiny_qwen,
+        full=full_qwen,
     ),
     "internvl": Family(
         model=InternVLForConditionalGeneration,
         image_processor=GotOcr2ImageProcessorPil,
         vision="vision_tower",
+        vision_blocks="vision_tower.encoder.layer",
         projector="multi_modal_projector",
         patch_width=lambda base: base.multi_modal_projector.layer_norm.normalized_shape[0],
         tensors=("pixel_values",),
@@ -194,7 +243,9 @@ FAMILIES = {
         picture_sign="<IMG_CONTEXT>",
         picture_text=lambda count: "<img>" + "<IMG_CONTEXT>" * count + "</img>",
         positions=plain_positions,
+        limit=internvl_limit,
         tiny=tiny_internvl,
+        full=full_internvl,
     ),
 }
 
@@ -215,6 +266,44 @@ TINY = {
     "tiny-internvl": Tiny("internvl", 96),
     "tiny-internvl-teacher": Tiny("internvl", 128, voice="b"),
 }
+
+
+@dataclass(frozen=True)
+class Full:
+    """A published checkpoint: its place on the hub, and the sizes that --plan and --random-weights need offline."""
+
+    family: str
+    hub: str
+    text: tuple  # hidden, intermediate, layers, heads, KV heads, vocabulary
+    vision: dict
+    tied: bool = False
+
+
+QWEN_VIT, QWEN_VIT_72B = dict(intermediate_size=3420), dict(intermediate_size=3456)
+VIT_300M = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
+VIT_300M |= dict(norm_type="layer_norm", use_qk_norm=False, attention_bias=True)
+VIT_6B = dict(hidden_size=3200, intermediate_size=12800, num_hidden_layers=45, num_attention_heads=25)
+VIT_6B |= dict(norm_type="rms_norm", use_qk_norm=True, attention_bias=False)
+FULL = {
+    "qwen2.5-vl-3b": Full(
+        "qwen2_5_vl", "Qwen/Qwen2.5-VL-3B-Instruct", (2048, 11008, 36, 16, 2, 151936), QWEN_VIT, tied=True
+    ),
+    "qwen2.5-vl-7b": Full("qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", (3584, 18944, 28, 28, 4, 152064), QWEN_VIT),
+    "internvl3-1b": Full("internvl", "OpenGVLab/InternVL3-1B-hf", (896, 4864, 24, 14, 2, 151674), VIT_300M),
+    "internvl3-2b": Full("internvl", "OpenGVLab/InternVL3-2B-hf", (1536, 8960, 28, 12, 2, 151674), VIT_300M),
+    "internvl3-8b": Full("internvl", "OpenGVLab/InternVL3-8B-hf", (3584, 18944, 28, 28, 4, 151674), VIT_300M),
+    "qwen2.5-vl-72b": Full(
+        "qwen2_5_vl", "Qwen/Qwen2.5-VL-72B-Instruct", (8192, 29568, 80, 64, 8, 152064), QWEN_VIT_72B
+    ),
+    "internvl3-78b": Full("internvl", "OpenGVLab/InternVL3-78B-hf", (8192, 29568, 80, 64, 8, 151674), VIT_6B),
+}
+
+
+def text_sizes(full: Full) -> dict:
+    """A published model's language part as keyword arguments of its stock configuration."""
+    names = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size"
+    sizes = dict(zip(names.split(), full.text, strict=True), tie_word_embeddings=full.tied)
+    return sizes | dict(max_position_embeddings=32768)
 
 
 # ------------------------------------------------------------------------------------------------ prompts, packed rows
@@ -253,6 +342,7 @@ class Batch:
     last: torch.Tensor
     pixels: dict | None = None
     patches: torch.Tensor | None = None
+    blank: bool = False  # the pixels are a blank picture's, to which no token belongs
 
     @property
     def tree(self) -> torch.Tensor:
@@ -263,7 +353,11 @@ class Batch:
 
 
 def pack(
-    prompts: list[Prompt], rows: list[list[list[int]]], skip: list[list[int]] | None = None, device="cpu"
+    prompts: list[Prompt],
+    rows: list[list[list[int]]],
+    skip: list[list[int]] | None = None,
+    device="cpu",
+    blank: dict | None = None,
 ) -> Batch:
     """One packed row per prompt: rows[b] are the token lists behind prompts[b]; R = sum of their number, in that order.
 
@@ -271,7 +365,8 @@ def pack(
     is padded to a multiple of 128 on a GPU (cuDNN attention with a mask gave NaN gradients at 64 mod 128, pytorch
     #196678).
 
-    Rows may be absent (rows[b] == []): then the batch holds bare prompts.
+    Rows may be absent (rows[b] == []): then the batch holds bare prompts. Where the vision tower is trained, `blank`
+    (a blank picture's tensors) stands in for a batch without pictures: ranks with pictures wait for this one's tower.
 
     Example: a prompt of 3 tokens and rows [7, 8], [9]: ids 3 + 2 + 1, positions 0 1 2 | 3 4 | 3; sources 2 3 | 2.
     """
@@ -304,9 +399,13 @@ def pack(
             batch.patches = torch.cat([p.patches for p in prompts if p.looked])
         else:
             batch.pixels = join_pixels(prompts)
+    elif blank is not None:
+        batch.pixels, batch.blank = blank, True
     for name, value in vars(batch).items():
         if isinstance(value, torch.Tensor):
             setattr(batch, name, value.to(device))
+    if batch.pixels:
+        batch.pixels = {name: x.to(device) for name, x in batch.pixels.items()}
     return batch
 
 
@@ -360,11 +459,18 @@ def trunk(base: nn.Module, family: Family, batch: Batch, cache=None) -> torch.Te
     """
     embedded = base.get_input_embeddings()(batch.ids)
     patches = batch.patches if batch.pixels is None else encode_pictures(base, family, batch.pixels)
-    if patches is not None:
-        projector = base.get_submodule(family.projector)
-        parts = next(projector.parameters()).shape[0]  # the first layer is a norm over one part of a grouped patch
-        pictures = projector(patches.reshape(-1, parts)).to(embedded.dtype)
-        embedded = embedded.masked_scatter((batch.ids == base.config.image_token_id)[..., None], pictures)
+    projector = base.get_submodule(family.projector)
+    trained = torch.is_grad_enabled() and any(p.requires_grad for p in projector.parameters())
+    if patches is None and trained:  # every rank has to give the projector a gradient, if only of zeros
+        patches = embedded.new_zeros(1, family.patch_width(base))
+        pictures = project(projector, patches)
+        embedded = embedded + 0 * pictures.sum()
+    elif patches is not None:
+        pictures = project(projector, patches).to(embedded.dtype)
+        if batch.blank:
+            embedded = embedded + 0 * pictures.sum()
+        else:
+            embedded = embedded.masked_scatter((batch.ids == base.config.image_token_id)[..., None], pictures)
     out = base.language_model(
         inputs_embeds=embedded,
         attention_mask={"full_attention": batch.tree if len(batch.last) else None},
@@ -373,6 +479,11 @@ def trunk(base: nn.Module, family: Family, batch: Batch, cache=None) -> torch.Te
         use_cache=cache is not None,
     )
     return out.last_hidden_state.flatten(0, 1)
+
+
+def project(projector: nn.Module, patches: torch.Tensor) -> torch.Tensor:
+    """Patches -> what the language model reads; its first layer is a norm over one part of a grouped patch."""
+    return projector(patches.reshape(-1, next(projector.parameters()).shape[0]))
 
 
 def language_positions(base: nn.Module, positions: torch.Tensor) -> torch.Tensor:
@@ -414,9 +525,15 @@ class VLM(nn.Module):
         self.control = [tokenizer.added_tokens_decoder[i].content for i in sorted(special)]
         size = hf.config.get_text_config().vocab_size
         self.banned_ids = sorted((special | set(range(len(tokenizer), size))) - set(self.ends))
-        banned = torch.zeros(size)
-        banned[self.banned_ids] = -torch.inf
-        self.register_buffer("banned", banned, persistent=False)
+        self.register_buffer("banned", torch.zeros(size), persistent=False)
+        self.settle()
+
+    def settle(self) -> None:
+        """What follows once there is memory. Control tokens and ids without a token are banned: never sampled, no
+        probability when scored.
+        """
+        self.hf.tie_weights()
+        self.banned.zero_()[self.banned_ids] = -torch.inf
 
     @property
     def base(self) -> nn.Module:
@@ -542,22 +659,106 @@ class VLM(nn.Module):
         self.base.get_submodule(self.family.projector).requires_grad_(True)
         return self
 
-    def twin(self) -> "VLM":
-        """A frozen copy: the reference, or the rollout replica (pi_old)."""
-        return copy.deepcopy(self).requires_grad_(False).eval()
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weights under the names that the stock class gives them; shards where it is sharded."""
+        return {name.removeprefix("hf."): x for name, x in self.state_dict().items()}
+
+    @property
+    def tied(self) -> bool:
+        """Are embeddings and head one tensor?"""
+        return self.hf.lm_head.weight is self.base.get_input_embeddings().weight
 
     @torch.no_grad()
     def copy_from(self, other: "VLM") -> None:
-        """Take over another model's weights: the replica becomes the student of now."""
-        for mine, theirs in zip(self.hf.parameters(), other.hf.parameters(), strict=True):
-            mine.copy_(theirs)
+        """Take over what another model trains; a whole replica gathers a sharded student. All ranks together."""
+        mine = self.tensors()
+        trained = {name.removeprefix("hf.") for name, p in other.named_parameters() if p.requires_grad}
+        for name, theirs in other.tensors().items():
+            if name in trained:
+                mine[name].copy_(whole(theirs.to(mine[name].dtype)))
 
 
-def load(name: str | Path, seed: int = 0, device="cpu") -> VLM:
-    """A tiny name (fresh random weights from `seed`) or a Hugging Face folder, in fp32.
+# ------------------------------------------------------------------------------------------------ ranks
+def start_ranks(device: str) -> DeviceMesh:
+    """Join torchrun's processes, or be the only one; -> the mesh to shard over: (nodes, GPUs) or (GPUs,).
 
-    Raises UserError for an unknown name, and for a folder that lacks a tensor, has one too many, or is of a family that
-    FAMILIES does not hold.
+    Over several nodes the shards lie inside a node and only gradients cross (HSDP).
+    """
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, timeout=timedelta(hours=1), **alone)
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+    world = dist.get_world_size()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if world > here:
+        return init_device_mesh(device, (world // here, here), mesh_dim_names=("node", "gpu"))
+    return init_device_mesh(device, (world,))
+
+
+def ranks() -> tuple[int, int]:
+    """(rank, number of ranks); (0, 1) where no process group was started."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def deal(items: list) -> list:
+    """This rank's share, dealt round robin: [a b c d e] of two ranks -> [a c e] and [b d]."""
+    rank, world = ranks()
+    return list(items)[rank::world]
+
+
+def everyone(mine: list) -> list:
+    """The results of all ranks in the order in which `deal` dealt; every rank gets them (lengths may differ by one)."""
+    rank, world = ranks()
+    if world == 1:
+        return mine
+    parts: list = [None] * world
+    dist.all_gather_object(parts, mine)
+    return [parts[i % world][i // world] for i in range(sum(map(len, parts)))]
+
+
+def wait() -> None:
+    """Until every rank is here: what rank 0 wrote is there now."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def whole(x: torch.Tensor) -> torch.Tensor:
+    """The full tensor of a sharded one (all ranks together)."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def shard(player: nn.Module, base: nn.Module, family: Family, mesh: DeviceMesh, compute: torch.dtype) -> None:
+    """FSDP2 over decoder layers, vision blocks and the rest; computes in `compute`, reduces gradients in fp32.
+
+    Embeddings, head, projector and norms stay one group: tied weights may not be split, and every rank must gather
+    equally often. Inputs are not cast, so that a bf16 forward is that of a whole bf16 replica, bit for bit.
+    """
+    param = None if compute == torch.float32 else compute
+    policy = MixedPrecisionPolicy(param, torch.float32, cast_forward_inputs=False)
+    for part in (*base.get_submodule(family.vision_blocks), *base.language_model.layers, player):
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+
+
+# ------------------------------------------------------------------------------------------------ loading
+def load(
+    name: str | Path,
+    seed: int = 0,
+    device="cpu",
+    dtype: torch.dtype = torch.float32,
+    mesh: DeviceMesh | None = None,
+    compute: torch.dtype | None = None,
+    player: Callable | None = None,
+    random_weights: bool = False,
+):
+    """A tiny name (fresh weights from `seed`), a published name or a Hugging Face folder, in `dtype`.
+
+    With `mesh` the weights are sharded over it and computed with in `compute`; without, they are whole. `player` makes
+    another module around the model's parts (the discriminator) before they get memory. Raises UserError for an unknown
+    name, and for a folder that lacks a tensor, has one too many or a wrong one, or is of a family that FAMILIES does
+    not hold.
     """
     if str(name) in TINY:
         tiny = TINY[name]
@@ -567,29 +768,159 @@ def load(name: str | Path, seed: int = 0, device="cpu") -> VLM:
             torch.manual_seed(seed)
             hf = family.model(config)
         hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
-        return VLM(hf, tok, pictures).to(device).eval()
-    family = family_of(name)
+        vlm = VLM(hf.to(dtype), tok, pictures).to(device).eval()
+        return placed(player(vlm) if player else vlm, vlm, mesh, compute or dtype)
+    vlm, folder = (random_shell(name, dtype), None) if random_weights else shell(name, dtype)
+    it = placed(player(vlm) if player else vlm, vlm, mesh, compute or dtype)
+    it.to_empty(device=device)
+    it.settle()
+    if folder is None:
+        fill(it, seed)
+    else:
+        read_weights(it.tensors(), vlm, folder)
+    for module in it.modules():  # rotary tables are in no file; stock code computes them
+        if not isinstance(module, VLM) and list(module.buffers(recurse=False)):
+            vlm.hf._init_weights(module)
+    return it.eval()
+
+
+def placed(player, vlm: VLM, mesh: DeviceMesh | None, compute: torch.dtype):
+    """The player, sharded when there is a mesh."""
+    if mesh is not None:
+        shard(player, player.base, vlm.family, mesh, compute)
+    return player
+
+
+def shell(name: str | Path, dtype: torch.dtype) -> tuple[VLM, Path]:
+    """A model without memory, made from a folder's configuration; -> it and the folder."""
+    folder = find_folder(name)
+    family = family_of(folder)
     try:
-        hf, info = family.model.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, local_files_only=True
-        )
-        pictures = family.image_processor.from_pretrained(name, local_files_only=True)
-        tok = AutoTokenizer.from_pretrained(name, local_files_only=True)
+        config = family.model.config_class.from_pretrained(folder, local_files_only=True)
+        pictures = family.image_processor.from_pretrained(folder, local_files_only=True)
+        tok = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        hf = on_meta(family, config, dtype)
+        if (folder / "generation_config.json").is_file():
+            hf.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever stock code says of a torn or missing file, as one line
         raise UserError(
             f"{name}: cannot be loaded ({str(error).splitlines()[0][:160]}); make the folder anew"
         ) from None
-    wrong = {k: sorted(v) for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v}
-    for kind, names in wrong.items():
-        some = ", ".join(map(str, names[:3]))
-        raise UserError(f"{name}: {kind.replace('_', ' ')}: {some}; the folder is damaged, make it anew")
-    return VLM(hf, tok, pictures).to(device).eval()
+    return VLM(hf, tok, pictures), folder
+
+
+def on_meta(family: Family, config, dtype: torch.dtype) -> nn.Module:
+    """The stock model without memory; parameters in `dtype`, rotary tables in fp32 (`.to(dtype)` would round them)."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            hf = family.model(copy.deepcopy(config))
+    finally:
+        torch.set_default_dtype(before)
+    hf.tie_weights()
+    return hf
+
+
+def random_shell(name: str, dtype: torch.dtype = torch.float32) -> VLM:
+    """A published model at full size without its weights and files; it spells in the tiny tokenizer."""
+    full = FULL[name]
+    family = FAMILIES[full.family]
+    tiny, tok, pictures = family.tiny(96, 1)
+    hf = on_meta(family, family.full(tiny, text_sizes(full), dict(full.vision)), dtype)
+    hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
+    return VLM(hf, tok, type(pictures)())
+
+
+@torch.no_grad()
+def fill(player: nn.Module, seed: int) -> None:
+    """Random weights in place, shard by shard: matrices normal, norms 1, biases 0."""
+    torch.manual_seed(seed)
+    for name, p in player.named_parameters():
+        local = p.to_local() if isinstance(p, DTensor) else p
+        local.normal_(std=0.02) if p.ndim > 1 else local.fill_(float(name.endswith("weight")))
+
+
+def hub_names(vlm: VLM) -> dict[str, str]:
+    """The stock class's tensor names -> those in the published files."""
+    names = list(vlm.hf.state_dict())
+    mark = {name: torch.tensor(i) for i, name in enumerate(names)}
+    return {names[int(i)]: hub for hub, i in revert_weight_conversion(vlm.hf, mark).items()}
+
+
+@torch.no_grad()
+def read_weights(targets: dict[str, torch.Tensor], vlm: VLM, folder: Path) -> None:
+    """Fill `targets` (stock names) from the folder's safetensors files, each rank its own slices, in their dtype.
+
+    The file has to hold exactly the model's tensors, in its shapes; else a UserError names the first that is wrong.
+    """
+    hub = {name: there for name, there in hub_names(vlm).items() if not (vlm.tied and name == "lm_head.weight")}
+    shapes = {hub[name]: tuple(x.shape) for name, x in vlm.hf.state_dict().items() if name in hub}
+    of = {hub[name]: x for name, x in targets.items() if name in hub}
+    found: set[str] = set()
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    found.add(name)
+                    there = tensors.get_slice(name)
+                    if name not in shapes or shapes[name] != tuple(there.get_shape()):
+                        raise UserError(f"{file}: tensor {name} {there.get_shape()} does not belong to the model")
+                    if name in of:
+                        copy_slice(of[name], there)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"{file}: cannot be read ({str(error)[:120]}); make the folder anew") from None
+        except Exception as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{file}: damaged ({str(error)[:120]}); make the folder anew") from None
+    missing = sorted(set(shapes) - found)
+    if missing:
+        raise UserError(f"{folder}: tensor {missing[0]} is missing ({len(missing)} in all); make the folder anew")
+
+
+def copy_slice(target: torch.Tensor, there) -> None:
+    """One tensor of a file, or this rank's rows of it (FSDP2 cuts the first axis into equal chunks)."""
+    if not isinstance(target, DTensor):
+        target.copy_(there[:] if target.ndim else there[...])
+        return
+    mine, axis = target.to_local(), target.device_mesh.ndim - 1
+    size = -(-target.shape[0] // target.device_mesh.size(axis))
+    begin = min(target.device_mesh.get_local_rank(axis) * size, target.shape[0])
+    if len(mine):
+        mine.copy_(there[begin : begin + len(mine)])
+
+
+def find_folder(name: str | Path) -> Path:
+    """A folder as it is; a published name from the hub's cache or, with a network, from the hub."""
+    if str(name) not in FULL:
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    hub, first = FULL[name].hub, int(os.environ.get("LOCAL_RANK", 0)) == 0
+    try:
+        if not first:  # the first process of a node looks and downloads, the others find it in the cache
+            wait()
+            return Path(snapshot_download(hub, local_files_only=True))
+        try:
+            folder = Path(snapshot_download(hub, local_files_only=True))
+        except Exception:
+            folder = Path(snapshot_download(hub))
+        wait()
+        return folder
+    except Exception as error:
+        short = str(error).strip().splitlines()[0][:100]
+        raise UserError(
+            f"{name}: the weights of {hub} are neither in the hub cache nor to be had ({short}); download them, or try "
+            f"--student tiny-qwen, or --random-weights for a look at speed and memory"
+        ) from None
 
 
 def family_of(folder: str | Path) -> Family:
     """The family of a Hugging Face folder, from its config alone. Raises UserError when it cannot be one of ours."""
     if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"{folder}: neither a folder with config.json nor one of {', '.join(TINY)}; correct the name")
+        known = ", ".join([*TINY, *FULL])
+        raise UserError(f"{folder}: neither a folder with config.json nor one of {known}; correct the name")
     try:
         kind = json.loads((Path(folder) / "config.json").read_text())["model_type"]
     except (ValueError, KeyError):
@@ -604,28 +935,38 @@ def family_of(folder: str | Path) -> Family:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path):
-    """A folder that is either absent or whole: yields a temporary name beside `path`, renames it at the end."""
+    """A folder that is either absent or whole: yields a temporary name beside `path`; rank 0 renames it at the end."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    if ranks()[0] == 0:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    wait()
     yield part
-    shutil.rmtree(path, ignore_errors=True)
-    part.rename(path)
+    wait()
+    if ranks()[0] == 0:
+        shutil.rmtree(path, ignore_errors=True)
+        part.rename(path)
+    wait()
 
 
 def save(vlm: VLM, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """A Hugging Face folder that stock `from_pretrained` reloads: weights in `dtype`, tokenizer, image processor,
-    config.
+    config. All ranks together; rank 0 writes. A tied head is stored once.
     """
-    weights = {name: x.detach().to(dtype).contiguous() for name, x in vlm.hf.state_dict().items()}
-    if vlm.hf.lm_head.weight is vlm.base.get_input_embeddings().weight:
-        del weights["lm_head.weight"]  # tied: stored once
-    shell = copy.copy(vlm.hf.config)
-    shell.dtype = dtype
-    with new_folder(path) as part, torch.device("meta"):
-        model = vlm.family.model(shell)
+    weights = {}
+    for name, x in vlm.tensors().items():
+        x = whole(x.detach().to(dtype)).cpu().contiguous()
+        if ranks()[0] == 0 and not (vlm.tied and name == "lm_head.weight"):
+            weights[name] = x
+    with new_folder(path) as part:
+        if ranks()[0]:
+            return
+        config = copy.deepcopy(vlm.hf.config)
+        config.dtype = dtype
+        with torch.device("meta"):
+            model = vlm.family.model(config)
         model.generation_config = vlm.hf.generation_config
-        model.save_pretrained(part, state_dict=weights)
+        model.save_pretrained(part, state_dict=weights, max_shard_size="5GB")
         vlm.tokenizer.save_pretrained(part)
         vlm.image_processor.save_pretrained(part)

@@ -5,6 +5,7 @@ make test                                        # all, from a fresh machine
 """
 
 import base64
+import copy
 import csv
 import inspect
 import io
@@ -21,7 +22,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+import bench
 import benchmarks as bm
 import data
 import discriminator as disc
@@ -101,6 +104,17 @@ def straight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
     command(folder, "--run", "a", *SMALL)
     return folder / "runs" / "a"
+
+
+@pytest.fixture(scope="module", params=STUDENTS)
+def whole(request, straight, tmp_path_factory):
+    """(a whole small run, its flags), of either family."""
+    if request.param == "tiny-qwen":
+        return straight, SMALL
+    folder, flags = tmp_path_factory.mktemp(request.param), [*SMALL, "--student", request.param]
+    flags += ["--teachers", f"{request.param}-teacher"]
+    command(folder, "--run", "a", *flags)
+    return folder / "runs" / "a", flags
 
 
 # ------------------------------------------------------------------------------------------------ data.py
@@ -275,8 +289,8 @@ def test_second_pass_has_a_ratio_and_the_clip_acts():
     down = grpo.surrogate(logp.detach(), old, torch.tensor([-1.0]), eps=0.2)
     assert torch.allclose(down, torch.tensor([[-1.4, -1.1, -0.8]], dtype=torch.double))
     mask = torch.ones(1, 3, dtype=torch.bool)
-    found = grpo.surrogate_metrics(logp.detach(), old, mask, 0.2)
-    assert abs(found["clipped"] - 2 / 3) < 1e-6 and abs(found["ratio"] - (1.4 + 1.1 + 0.6) / 3) < 1e-6
+    ratios, clipped, tokens = grpo.surrogate_metrics(logp.detach(), old, mask, 0.2)
+    assert (clipped, tokens) == (2, 3) and abs(ratios - (1.4 + 1.1 + 0.6)) < 1e-6
 
 
 def test_likelihood_is_the_case_of_advantage_one():
@@ -464,14 +478,21 @@ def test_exported_folder_is_what_stock_from_pretrained_reads(vlm, tmp_path):
 
 
 def test_damaged_or_unknown_folders_are_refused_by_name(vlm, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     model.save(vlm, tmp_path / "out")
     weights = load_file(tmp_path / "out" / "model.safetensors")
     gone = sorted(weights)[3]
-    del weights[gone]
-    save_file(weights, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(data.UserError, match="missing keys"):
+    kept = weights.pop(gone)
+    for weights_there, says in (
+        (weights, f"{gone} is missing"),
+        (weights | {gone: kept[..., :1].contiguous()}, f"{gone}.*does not belong"),
+        (weights | {gone: kept, "more": kept.clone()}, "more.*does not belong"),
+    ):
+        save_file(weights_there, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(data.UserError, match=says):
+            model.load(tmp_path / "out")
+    whole = (tmp_path / "out" / "model.safetensors").read_bytes()
+    (tmp_path / "out" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(data.UserError, match=r"model.safetensors: .*make the folder anew"):
         model.load(tmp_path / "out")
     with pytest.raises(data.UserError, match="neither a folder"):
         model.load("tiny-qwne")
@@ -520,7 +541,7 @@ def test_a_finished_row_has_its_end_token_in_the_loss_and_a_truncated_one_has_no
 def test_control_and_vision_tokens_are_never_sampled_and_have_no_probability(vlm):
     picture = vlm.base.config.image_token_id
     assert picture in vlm.banned_ids and set(vlm.tokenizer.all_special_ids) - set(vlm.ends) <= set(vlm.banned_ids)
-    loud = vlm.twin()
+    loud = copy.deepcopy(vlm)
     loud.hf.lm_head.weight = torch.nn.Parameter(loud.hf.lm_head.weight.detach().clone())
     loud.hf.lm_head.weight.data[vlm.banned_ids] *= 50
     _, groups = sampled(loud)
@@ -598,10 +619,11 @@ def test_discriminator_loss_is_equation_1_and_adds_up_over_parts():
     assert found == {"d_accuracy": 0.5, "d_on_student": 0.5, "d_on_teacher": 0.5}
 
 
-def test_pretrained_discriminator_tells_most_texts_apart(straight):
+def test_pretrained_discriminator_tells_most_texts_apart(whole):
+    straight, _ = whole
     student = model.load(straight / "sft")
     D = disc.Discriminator(student)
-    D.load_state_dict(train.load_file(straight / "discriminator" / "model.safetensors"))
+    D.load_state_dict(load_file(straight / "discriminator" / "model.safetensors"))
     questions = data.world_questions("train", 48)
     prompts, names = [student.encode_question(q) for q in questions], [q.id for q in questions]
     groups = ro.rollout(student, prompts, names, 4, 32, ro.PURE, (99,))
@@ -1151,15 +1173,17 @@ def test_a_run_leaves_every_artefact(straight):
     assert not list(straight.rglob("*.part"))
 
 
-def test_two_runs_of_one_command_give_identical_bytes(straight, tmp_path):
-    command(tmp_path, "--run", "b", *SMALL)
+def test_two_runs_of_one_command_give_identical_bytes(whole, tmp_path):
+    straight, flags = whole
+    command(tmp_path, "--run", "b", *flags)
     assert same(straight, tmp_path / "runs" / "b")
 
 
-def test_the_loops_numbers_do_not_depend_on_micro_batching_and_mu_2_has_a_ratio(straight, tmp_path):
-    rows = {}
+def test_the_loops_numbers_do_not_depend_on_micro_batching_and_mu_2_has_a_ratio(whole, tmp_path):
+    (straight, players), rows = whole, {}
+    players = players[len(SMALL) :]
     for name, flags in {"one": ["--micro-batch", "1"], "all": ["--micro-batch", "4"], "mu": ["--mu", "2"]}.items():
-        rows[name] = switched(straight, tmp_path, name, *flags)
+        rows[name] = switched(straight, tmp_path, name, *players, *flags)
     for a, b in zip(rows["one"], rows["all"], strict=True):
         assert a.keys() == b.keys() and all(abs(a[k] - b[k]) < 1e-4 * (1 + abs(a[k])) for k in a if k != "stage")
     assert all(abs(r["ratio"] - 1) > 1e-4 for r in rows["mu"]) and all(abs(r["ratio"] - 1) < 1e-6 for r in rows["one"])
@@ -1175,7 +1199,8 @@ def test_a_run_stopped_after_each_stage_ends_with_the_same_bytes(straight, tmp_p
 
 
 @pytest.mark.parametrize("stage, mark", [("sft", "sft-step40"), ("ril", "ril-step4")])
-def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(straight, tmp_path, stage, mark):
+def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(whole, tmp_path, stage, mark):
+    straight, flags = whole
     shutil.copytree(straight, tmp_path / "runs/k")
     run = tmp_path / "runs/k"
     order = train.STAGES[train.STAGES.index(stage) :]
@@ -1189,7 +1214,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(s
     for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
         lines = [x for x in (run / name).read_text().splitlines() if json.loads(x)["stage"] not in order]
         (run / name).write_text("".join(x + "\n" for x in lines))
-    argv = [sys.executable, str(HOME / "train.py"), "--run", "k", *SMALL]
+    argv = [sys.executable, str(HOME / "train.py"), "--run", "k", *flags]
     # killed hard, at a moment between two checkpoints: as soon as the step behind the checkpoint is logged
     code = (
         "import os, signal, sys, train\n"
@@ -1197,6 +1222,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(s
         "def log(self, name, **row):\n"
         "    real(self, name, **row)\n"
         f"    if row.get('stage') == {stage!r} and row.get('step') in (4, 49) and name == 'metrics.jsonl':\n"
+        f"        while not os.path.isdir('runs/k/checkpoints/{mark}'): pass  # saved in the background\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "train.Run.log = log\n"
         "train.main(sys.argv[1:])\n"
@@ -1299,10 +1325,10 @@ def test_the_loop_runs_on_packed_rows(straight, tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_questions(straight, tmp_path):
     shutil.copytree(straight, tmp_path / "runs/n")
     shutil.rmtree(tmp_path / "runs/n/checkpoints")
-    weights = train.load_file(tmp_path / "runs/n/sft/model.safetensors")
+    weights = load_file(tmp_path / "runs/n/sft/model.safetensors")
     last = next(name for name in weights if name.endswith("model.norm.weight"))
     weights[last] = weights[last] * float("nan")
-    train.save_file(weights, tmp_path / "runs/n/sft/model.safetensors", metadata={"format": "pt"})
+    save_file(weights, tmp_path / "runs/n/sft/model.safetensors", metadata={"format": "pt"})
     (tmp_path / "runs/n/metrics.jsonl").unlink()
     with pytest.raises(data.UserError, match="ril step 0: loss nan"):
         command(tmp_path, "--run", "n", "--stage", "ril", *SMALL)
@@ -1527,3 +1553,200 @@ def test_the_readmes_commands_and_paths_exist():
     assert set(re.findall(r"^make ([a-z]+)", text, re.M)) <= targets
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(r"`(results/[\w./-]+)`", text):
         assert (HOME / path).exists(), path
+
+
+# ------------------------------------------------------------------------------------------------ ranks and real names
+def torchrun(cwd: Path, ranks: int, script: Path, *flags: str) -> subprocess.CompletedProcess:
+    """`script` in so many gloo processes; -- keeps torchrun from taking --run for one of its own flags."""
+    argv = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--", str(script), *flags]
+    env = dict(os.environ, PYTHONPATH=str(HOME), OMP_NUM_THREADS="1")
+    return subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_ranks_log_what_one_process_logs(whole, tmp_path):
+    """Text-only questions beside pictures, more questions than fit evenly, answers of different lengths."""
+    straight, flags = whole
+    lines = []
+    for i, q in enumerate(data.world_questions("train", 40, seed=5)):
+        q.images[0].save(tmp_path / f"{i}.png")
+        picture = {} if i % 3 == 0 else dict(image=f"{i}.png")
+        lines.append(json.dumps(dict(id=q.id, question=q.text, answer=q.answer, **picture)))
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    frozen = "vision" if straight.parts[-1] == "a" and "tiny-internvl" not in flags else "none"
+    more = ["--data", "mine.jsonl", "--student", str(straight / "sft"), "--lr", "1e-5", "--d-lr", "1e-5"]
+    more += ["--questions-per-step", "5", "--micro-batch", "2", "--steps", "3", "--frozen", frozen, "--mu", "2"]
+    flags = [*flags, *more]
+    command(tmp_path, "--run", "one", *flags)
+    ran = torchrun(tmp_path, 2, HOME / "train.py", "--run", "two", *flags)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    one, two = metrics(tmp_path / "runs/one"), metrics(tmp_path / "runs/two")
+    assert len([r for r in one if "loss" in r and r["stage"] == "ril"]) == 3
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        wrong = {k: (a[k], b[k]) for k in a if k != "stage" and abs(a[k] - b[k]) > 1e-4 * (1 + abs(a[k]))}
+        assert not wrong, (a["stage"], a["step"], wrong)
+    dealt = [json.loads(x)["tokens_per_rank"] for x in (tmp_path / "runs/two/timing.jsonl").read_text().splitlines()]
+    packed = [r["packed_tokens"] for r in two if "packed_tokens" in r]
+    for here, whole_step in zip(dealt, packed, strict=True):
+        assert len(here) == 2 and sum(here) >= whole_step and max(here) < 0.8 * sum(here)  # each passes its part
+    lines = [json.loads(x) for x in (tmp_path / "runs/two/answers.jsonl").read_text().splitlines()]
+    assert lines == [json.loads(x) for x in (tmp_path / "runs/one/answers.jsonl").read_text().splitlines()]
+
+
+def rank_gradients(rank: int, world: int, folder: str, family: str) -> None:
+    """One of `world` processes: packed policy gradients of its share, gathered; rank 0 writes them."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store{world}", world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    mesh = model.start_ranks("cpu")
+    student = model.load(f"{folder}/weights", mesh=mesh).freeze("vision")
+    questions = questions_of_all_shapes()
+    replies = ["red", "the answer is red", "blue square", "i see red circle"]
+    prompts = [student.encode_question(q) for q in questions]
+    model.load(f"{folder}/weights").see(prompts)
+    rows = [[student.reply_ids(x) for x in replies[: 2 + i % 3]] for i in range(len(questions))]
+    batch = model.pack(model.deal(prompts), model.deal(rows))
+    loss = grpo.sft_loss(student(batch), batch.mask, 100)
+    (world * loss).backward()
+    grads = {n: model.whole(p.grad).clone() for n, p in student.named_parameters() if p.grad is not None}
+    if rank == 0:
+        torch.save(grads, f"{folder}/{world}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("family", STUDENTS)
+def test_gradients_of_two_ranks_are_those_of_one_process(family, tmp_path):
+    model.save(model.load(family, 1), tmp_path / "weights", torch.float32)
+    for world in (1, 2):
+        torch.multiprocessing.spawn(rank_gradients, (world, str(tmp_path), family), nprocs=world)
+    one, two = (torch.load(tmp_path / f"{world}.pt") for world in (1, 2))
+    assert one.keys() == two.keys() and len(one) > 20
+    scale = max(x.abs().max() for x in one.values())
+    assert scale > 1e-3 and all((one[n] - two[n]).abs().max() < 1e-5 * scale for n in one)
+
+
+def test_a_bf16_student_says_what_its_bf16_replica_says_bit_for_bit(vlm, tmp_path):
+    model.save(vlm, tmp_path / "w", torch.float32)
+    mesh = model.start_ranks("cpu")
+    student = model.load(tmp_path / "w", mesh=mesh, compute=torch.bfloat16)
+    replica = model.load(tmp_path / "w", dtype=torch.bfloat16)
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(0.01)
+    replica.copy_from(student)
+    questions = questions_of_all_shapes()
+    prompts = replica.see([replica.encode_question(q) for q in questions])
+    batch = model.pack(prompts, [[student.reply_ids("red"), student.reply_ids("the answer is blue")]] * len(questions))
+    ours, theirs = student(batch), replica(batch)
+    assert torch.equal(ours, theirs) and ours.dtype == torch.float32
+    assert all(x.dtype == torch.float32 for x in student.tensors().values())  # masters
+    inv = [x for name, x in replica.named_buffers() if "inv_freq" in name]
+    assert inv and all(x.dtype == torch.float32 for x in inv)  # rounded tables would turn late positions
+
+
+def test_two_ranks_killed_and_resumed_end_with_the_same_bytes_and_one_goes_on_from_their_checkpoint(straight, tmp_path):
+    flags = [*SMALL, "--student", str(straight / "sft"), "--valid-questions", "8", "--test-questions", "8"]
+    whole = torchrun(tmp_path, 2, HOME / "train.py", "--run", "w", *flags)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    mark = "runs/k/checkpoints/ril-step4"
+    (tmp_path / "killed.py").write_text(
+        "import os, signal, sys, train\n"
+        "real = train.Run.log\n"
+        "def log(self, name, **row):\n"
+        "    real(self, name, **row)\n"
+        "    if self.first and row['stage'] == 'ril' and row['step'] == 4 and name == 'timing.jsonl':\n"
+        f"        while not os.path.isdir({mark!r}): pass\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train.Run.log = log\n"
+        "train.main(sys.argv[1:])\n"
+    )
+    killed = torchrun(tmp_path, 2, tmp_path / "killed.py", "--run", "k", *flags)
+    assert killed.returncode != 0 and not (tmp_path / "runs/k/last").exists()
+    shutil.copytree(tmp_path / "runs/k", tmp_path / "runs/one", symlinks=True)
+    shutil.copytree(tmp_path / "runs/k", tmp_path / "runs/torn", symlinks=True)
+    resumed = torchrun(tmp_path, 2, HOME / "train.py", "--run", "k", *flags)
+    assert resumed.returncode == 0 and f"goes on from {mark}" in resumed.stdout, resumed.stderr[-3000:]
+    assert same(tmp_path / "runs/w", tmp_path / "runs/k")
+    command(tmp_path, "--run", "one", *flags)  # one process goes on where two stopped
+    two, one = metrics(tmp_path / "runs/w"), metrics(tmp_path / "runs/one")
+    assert len(two) == len(one) and two[:-4] == one[: len(two) - 4]
+    torn = next((tmp_path / "runs/torn/checkpoints/ril-step4").glob("__1_*.distcp"))
+    content = bytearray(torn.read_bytes())
+    content[len(content) // 2] ^= 1
+    torn.write_bytes(content)
+    ran = torchrun(tmp_path, 1, HOME / "train.py", "--run", "torn", "--stage", "ril", *flags)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "ril-step4 is damaged and left out" in ran.stdout and "ril-step2" in ran.stdout
+    assert len(metrics(tmp_path / "runs/torn")) == len(two)
+
+
+PUBLISHED = {  # parameters of the published checkpoints
+    "qwen2.5-vl-3b": 3_754_622_976,
+    "qwen2.5-vl-7b": 8_292_166_656,
+    "qwen2.5-vl-72b": 73_410_777_344,
+    "internvl3-1b": 938_193_024,
+    "internvl3-2b": 2_088_957_440,
+    "internvl3-8b": 7_944_373_760,
+    "internvl3-78b": 78_408_318_336,
+}
+
+
+@pytest.mark.parametrize("name", model.FULL)
+def test_the_plan_counts_the_parameters_of_the_real_classes(name):
+    of = bench.sizes(name)
+    assert of["all"] == PUBLISHED[name] == sum(p.numel() for p in model.random_shell(name).hf.parameters())
+    assert of["layer"] * of["depth"] == of["layers"] and of["layers"] + of["vision"] + of["root"] == of["all"]
+
+
+@pytest.mark.parametrize(
+    "student, gpus, memory, says",
+    [
+        ("qwen2.5-vl-7b", 8, 80, "fits with --offload none"),
+        ("qwen2.5-vl-7b", 4, 80, "fits with --offload phase"),
+        ("qwen2.5-vl-7b", 1, 80, "does not fit"),
+        ("internvl3-1b", 1, 80, "fits with --offload none"),
+    ],
+)
+def test_the_plan_says_what_fits_without_weights(student, gpus, memory, says, capsys):
+    train.main(["--student", student, "--plan", "--gpus", str(gpus), "--gpu-memory", str(memory)])
+    out = capsys.readouterr().out
+    assert says in out.splitlines()[-1] and "hours" in out and "host" in out
+
+
+def test_a_published_name_comes_from_the_hub_and_without_it_one_line_says_what_works(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    model.save(model.load("tiny-qwen", 3), tmp_path / "w")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path / "w"))
+    assert model.load("qwen2.5-vl-7b").end == model.load("tiny-qwen").end
+    assert train.parse(["--student", "qwen2.5-vl-7b"]).lr == 1e-6  # a real student takes the paper's settings
+
+    def offline(name, **_):
+        raise OSError("no network here")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(data.UserError, match=r"Qwen/Qwen2.5-VL-7B-Instruct.*no network.*tiny-qwen.*--random-weights"):
+        model.load("qwen2.5-vl-7b")
+
+
+def test_offload_and_recomputation_change_no_number(straight, tmp_path):
+    rows = {}
+    for name, flags in {"plain": [], "offload": ["--offload", "phase"], "recompute": ["--recompute"]}.items():
+        rows[name] = switched(straight, tmp_path, name, *flags)
+    assert rows["plain"] == rows["offload"] == rows["recompute"]
+
+
+def test_the_pilot_writes_its_page(tmp_path):
+    few = "--sft-steps 20 --questions-per-step 4 --group-size 4 --d-steps 2 --eval-draws 1 --threads 1".split()
+    command(tmp_path, "--run", "p", "--pilot", *few)
+    page = (tmp_path / "runs/p-pilot/pilot.md").read_text()
+    assert "8 of 8 prompts, token for token" in page and "planned" in page and "tiny-qwen-teacher:" in page
+    gap = float(re.search(r"largest difference (\S+)", page).group(1))
+    assert gap < 1e-4

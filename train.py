@@ -3,6 +3,7 @@
     python train.py                                   # the whole loop on the tiny world, a CPU, three minutes
     python train.py --run mine --data mine.jsonl      # your own questions
     python train.py --run long --steps 120 --seed 3   # longer, another seed; the run lies in runs/long
+    torchrun --nproc_per_node 8 train.py --student qwen2.5-vl-7b      # real scale: --plan and --pilot first
     python train.py --help                            # every setting, with the paper's value beside it
 
 Stages, in order; each leaves an artefact in runs/NAME and is skipped when the artefact is there:
@@ -19,8 +20,10 @@ Left out on purpose: trainer classes, callbacks, configuration files, a logging 
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -29,8 +32,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import warnings
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,9 +43,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import transformers
-from safetensors.torch import load_file, save_file
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from tqdm import tqdm
 
@@ -70,7 +78,27 @@ from grpo import (
     teacher_advantages,
 )
 from judge import Judge
-from model import PARTS, TINY, VLM, family_of, load, new_folder, pack, save, shared_prefix
+from model import (
+    FULL,
+    PARTS,
+    TINY,
+    VLM,
+    copy_slice,
+    deal,
+    everyone,
+    family_of,
+    find_folder,
+    load,
+    new_folder,
+    pack,
+    ranks,
+    save,
+    shared_prefix,
+    shell,
+    start_ranks,
+    wait,
+    whole,
+)
 from rollout import PAPER, PURE, Response, Sampling, rollout
 
 # A method is a set of switches; flags given explicitly win. Same data, same number of updates, same evaluation for all.
@@ -109,11 +137,32 @@ class Config:
     run: str = setting("demo", "the run's folder is runs/NAME")
     stage: str = setting("all", "run one stage only", choices=("all", *STAGES, "build-teachers"))
     preset: str = setting(
-        "tiny", "tiny: the defaults; paper: the values of the paper, ours where it is silent", choices=("tiny", "paper")
+        "auto",
+        "tiny: the defaults; paper: the paper's values, ours where it is silent; auto: by the student's size",
+        choices=("auto", "tiny", "paper"),
     )
     resume: bool = setting(True, "go on where the run stopped; --no-resume deletes it and starts anew")
     seed: int = setting(0, "seeds the student's weights, its lessons, the order of questions and every draw", zero=True)
-    threads: int = setting(2, "CPU threads")
+    threads: int = setting(2, "CPU threads of each process")
+    device: str = setting("auto", "where the models are; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    dtype: str = setting(
+        "fp32", "what is computed in; weights, gradients and optimiser are fp32", None, ("fp32", "bf16"), ours="bf16"
+    )
+    recompute: bool = setting(False, "recompute activations in the backward pass: less memory, more time", ours=True)
+    offload: str = setting(
+        "auto",
+        "phase: on the GPU only what the phase needs; auto: when the plan says so",
+        choices=("auto", "none", "phase"),
+    )
+    plan: bool = setting(False, "print what fits and how long it takes; loads nothing")
+    gpus: int = setting(8, "with --plan: number of GPUs")
+    gpu_memory: float = setting(80.0, "with --plan: GB of each")
+    pilot: bool = setting(False, "64 questions, three steps of every stage, then a page of checks")
+    deterministic: bool = setting(False, "deterministic kernels on a GPU too (always on a CPU)")
+    random_weights: bool = setting(False, "a published student at full size without a download: for speed and memory")
+    image_tokens: int = setting(
+        0, "most image tokens of a picture (0: as the model's folder says)", ours=1280, zero=True
+    )
     algo: str = setting("ril", "which method: presets of the switches below (ALGOS)", choices=tuple(ALGOS))
     # who plays
     student: str = setting("tiny-qwen", "a name or a Hugging Face folder")
@@ -171,7 +220,8 @@ class Config:
         "pure", "pure: temperature 1; paper: top-p .95, top-k 50, penalty 1.05", "paper", ("pure", "paper")
     )
     clip: float = setting(1.0, "largest gradient norm")
-    micro_batch: int = setting(12, "questions per forward pass; changes memory, not results")
+    micro_batch: int = setting(12, "questions per forward pass and GPU; changes memory, not results", ours=1)
+    rollout_rows: int = setting(512, "responses decoded side by side on a GPU; changes memory, not results", ours=32)
     # looking at it
     ask_prefix: str = setting(
         "", 'put before every test question; "look" shows what the tiny student can when asked to'
@@ -200,7 +250,9 @@ def parse(argv: list[str]) -> Config:
             parser.add_argument(flag, type=kind, choices=choices, default=None, help=text, metavar=shown)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     real = {f.name: f.metadata["real"] for f in fields if f.metadata["real"] is not None}
-    cfg = Config(**((real if given.get("preset") == "paper" else {}) | ALGOS[given.get("algo", "ril")] | given))
+    if given.get("preset", "auto") == "auto":
+        given["preset"] = "paper" if is_real(given.get("student", Config.student)) else "tiny"
+    cfg = Config(**((real if given["preset"] == "paper" else {}) | ALGOS[given.get("algo", "ril")] | given))
     for f in fields:
         value = getattr(cfg, f.name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -209,8 +261,12 @@ def parse(argv: list[str]) -> Config:
             raise UserError(f"--{f.name.replace('_', '-')} {value}: must be {least}")
     if not cfg.run or cfg.run in (".", "..") or "/" in cfg.run:
         raise UserError(f"--run {cfg.run!r}: give a plain folder name")
-    if cfg.student not in TINY:
+    if cfg.student not in (*TINY, *FULL):
         family_of(cfg.student)
+    if cfg.random_weights and cfg.student not in FULL:
+        raise UserError(f"--random-weights is for published names: {', '.join(FULL)}; {cfg.student} has its weights")
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine shows no GPU to torch; take --device cpu")
     if not cfg.resume and cfg.stage not in ("all", "build-teachers"):
         raise UserError(f"--no-resume deletes the run and begins anew: it does not go with --stage {cfg.stage}")
     names = cfg.teachers.split(",")
@@ -258,6 +314,25 @@ def parse(argv: list[str]) -> Config:
     return cfg
 
 
+def is_real(student: str) -> bool:
+    """Is this a student of real size? Decides between the tiny defaults and the paper's."""
+    if student in (*TINY, *FULL) or not (Path(student) / "config.json").is_file():
+        return student in FULL
+    config = json.loads((Path(student) / "config.json").read_text())
+    return config.get("text_config", config).get("hidden_size", 0) > 512
+
+
+def device_of(cfg: Config) -> str:
+    """cpu, or this process's GPU."""
+    kind = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return kind if kind == "cpu" else f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
+
+
+def compute_dtype(cfg: Config) -> torch.dtype:
+    """What forward and backward passes compute in."""
+    return torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
+
+
 def frozen_parts(cfg: Config) -> list[str]:
     """--frozen as a list; none is the empty one."""
     return [] if cfg.frozen == "none" else cfg.frozen.split(",")
@@ -278,15 +353,20 @@ class Run:
     """runs/NAME: its configuration, its files, its log, its times."""
 
     def __init__(self, cfg: Config, argv: list[str]):
-        self.cfg, self.path = cfg, Path("runs") / cfg.run
-        if not cfg.resume:
+        self.cfg, self.path, self.first = cfg, Path("runs") / cfg.run, ranks()[0] == 0
+        if cfg.offload == "auto":
+            fits = device_of(cfg) == "cpu" or budget().everything_fits(cfg)
+            cfg.offload = "none" if fits else "phase"
+        self.device, self.mesh = device_of(cfg), start_ranks(device_of(cfg).partition(":")[0])
+        if self.first and not cfg.resume:
             shutil.rmtree(self.path, ignore_errors=True)
+        wait()
         mine = dataclasses.asdict(cfg)
         mine["data_hash"] = hashlib.sha256(Path(cfg.data).read_bytes()).hexdigest()[:16] if cfg.data else ""
         self.path.mkdir(parents=True, exist_ok=True)
         if (self.path / "config.json").exists():
             theirs = json.loads((self.path / "config.json").read_text())["settings"]
-            free = ("stage", "resume", "run", "keep", "checkpoint_every")  # these may differ: they change no number
+            free = "stage resume run keep checkpoint_every threads device offload plan gpus gpu_memory".split()
             differ = [k for k in mine if k not in free and mine[k] != theirs.get(k)]
             if differ:
                 change = ", ".join(f"{k} {theirs.get(k)!r} -> {mine[k]!r}" for k in differ)
@@ -302,16 +382,39 @@ class Run:
                 python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__
             )
             self.write("config.json", dict(made, settings=mine, versions=versions))
+        wait()
+
+    def sharded(self, name: str | Path, **more):
+        """A model to train: fp32 shards over all ranks, computing in --dtype."""
+        return self.load(name, mesh=self.mesh, compute=compute_dtype(self.cfg), **more)
+
+    def whole(self, name: str | Path):
+        """A model to sample from: whole on every rank, in --dtype."""
+        return self.load(name, dtype=compute_dtype(self.cfg))
+
+    def load(self, name: str | Path, **more):
+        """A model on this rank's device, with the run's limit on pictures."""
+        random = self.cfg.random_weights and name == self.cfg.student
+        it = load(name, self.cfg.seed, self.device, random_weights=random, **more)
+        if self.cfg.image_tokens and isinstance(it, VLM):
+            it.family.limit(it.image_processor, self.cfg.image_tokens)
+        if self.cfg.recompute and "mesh" in more:
+            it.base.gradient_checkpointing_enable(dict(use_reentrant=False))
+        return it
 
     def write(self, name: str, content) -> None:
-        """Write a file under a temporary name, then rename it: it is either absent or whole."""
+        """Write a file under a temporary name, then rename it: it is either absent or whole. Rank 0 does."""
+        if not self.first:
+            return
         text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
         part = self.path / (name + ".part")
         part.write_text(text)
         part.replace(self.path / name)
 
     def log(self, name: str, **row) -> None:
-        """Append one line to metrics.jsonl, samples.jsonl or timing.jsonl."""
+        """Append one line to metrics.jsonl, samples.jsonl or timing.jsonl. Rank 0 does."""
+        if not self.first:
+            return
         with (self.path / name).open("a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -330,11 +433,16 @@ class Run:
 
 
 class Checkpoints:
-    """Resumable state of one stage: weights and optimisers of `parts`, and `progress` (plain numbers)."""
+    """Resumable state of one stage: weights and optimisers of `parts`, and `progress` (plain numbers).
+
+    Written in the background, on a process group of its own (its threads talk while training does). A checkpoint counts
+    once it has its final name, which it gets with a list of its files' sizes and checksums.
+    """
 
     def __init__(self, run: Run, stage: str, parts: dict[str, tuple], every: int):
         self.run, self.stage, self.parts, self.every = run, stage, parts, every
-        self.folder = run.path / "checkpoints"
+        self.folder, self.group = run.path / "checkpoints", dist.new_group(backend="gloo")
+        self.saving, self.seal = None, None  # the save on its way, and rank 0's thread that names it
 
     def found(self) -> list[Path]:
         """Whole checkpoints of this stage, oldest first."""
@@ -349,30 +457,80 @@ class Checkpoints:
         return out
 
     def save(self, step: int, progress: dict, now: bool = False) -> None:
-        """Save after `step` steps when it is time, and drop the oldest."""
+        """Begin to save after `step` steps when it is time; the training goes on meanwhile."""
         if step % self.every and not now:
             return
-        with new_folder(self.folder / f"{self.stage}-step{step}") as part:
-            dcp.save(self.state(progress), checkpoint_id=part)
+        self.finish()
+        part = self.folder / f"{self.stage}-step{step}.part"
+        if self.run.first:
+            shutil.rmtree(part, ignore_errors=True)
+            self.folder.mkdir(exist_ok=True)
+        wait()
+        state = self.state(dict(progress))
+        self.saving = dcp.async_save(state, checkpoint_id=part, process_group=self.group)
+        if self.run.first:
+            self.seal = threading.Thread(target=self.name, args=(self.saving, part))
+            self.seal.start()
+
+    def name(self, saving, part: Path) -> None:
+        """Rank 0, when all ranks have written: checksums, the final name, and the oldest goes."""
+        saving.result()
+        (part / "sums.json").write_text(json.dumps({p.name: checksum(p) for p in sorted(part.iterdir())}))
+        shutil.rmtree(part.with_suffix(""), ignore_errors=True)
+        part.rename(part.with_suffix(""))
         for old in self.found()[: -self.run.cfg.keep]:
             shutil.rmtree(old)
 
+    def finish(self) -> None:
+        """Wait for the save on its way."""
+        if self.saving is not None:
+            self.saving.result()
+            if self.seal is not None:
+                self.seal.join()
+            self.saving = self.seal = None
+        wait()
+
+    def whole(self, path: Path) -> bool:
+        """Are all files of a checkpoint what was written?"""
+        try:
+            sums = json.loads((path / "sums.json").read_text())
+            mine = [checksum(path / name) == sums[name] for name in deal(sorted(sums))]
+        except (OSError, ValueError):
+            mine = [False]
+        parts: list = [None] * ranks()[1]
+        dist.all_gather_object(parts, all(mine))
+        return all(parts)
+
     def resume(self, progress: dict) -> int:
-        """Load the newest checkpoint into parts and `progress`; -> the number of steps done (0 without a
-        checkpoint).
+        """Load the newest whole checkpoint into parts and `progress`; -> the number of steps done (0 without one).
+
+        A damaged one is named and left out; the one before it is used.
         """
-        found = self.found()
-        step = int(found[-1].name.rpartition("step")[2]) if found else 0
-        if found:
+        step = 0
+        for path in reversed(self.found()):
+            if not self.whole(path):
+                print(f"  {path} is damaged and left out")
+                continue
             state = self.state(progress)
-            dcp.load(state, checkpoint_id=found[-1])
+            dcp.load(state, checkpoint_id=path)
             progress |= state["progress"]
             for name, (module, optimizer) in self.parts.items():
                 got = dict(model_state_dict=state[name], optim_state_dict=state[f"{name}_optimizer"])
                 set_state_dict(module, optimizer, **got)
-            print(f"  goes on from {found[-1]}")
+            print(f"  goes on from {path}")
+            step = int(path.name.rpartition("step")[2])
+            break
         self.run.rewind(self.stage, step)
         return step
+
+
+def checksum(path: Path) -> list[int]:
+    """[size, crc32] of a file."""
+    crc, size = 0, 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            crc, size = zlib.crc32(block, crc), size + len(block)
+    return [size, crc]
 
 
 def adamw(module: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -390,7 +548,7 @@ def update(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for p in parameters:  # a batch without pictures gives the projector none: zeros keep the optimiser state whole
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip).item()
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip)).item()
     if not np.isfinite(norm) or not np.isfinite(loss):
         run.write(
             "not-finite.json", dict(stage=stage, step=step, loss=str(loss), gradient_norm=str(norm), questions=ids)
@@ -403,6 +561,31 @@ def update(
     return norm
 
 
+def total(x: float) -> float:
+    """The sum over all ranks, added up in their order: the same number on each."""
+    parts: list = [None] * ranks()[1]
+    dist.all_gather_object(parts, x)
+    return float(sum(parts))
+
+
+@contextlib.contextmanager
+def on_gpu(run: Run, *players):
+    """With --offload phase these modules and optimisers are on the GPU inside the block only."""
+    moved = [x for x in players if x is not None and run.cfg.offload == "phase"]
+
+    def move(device: str) -> None:
+        for x in moved:
+            if isinstance(x, torch.nn.Module):
+                x.to(device)
+            else:
+                for state in x.state.values():
+                    state |= {k: v.to(device) for k, v in state.items() if isinstance(v, torch.Tensor) and v.ndim}
+
+    move(run.device)
+    yield
+    move("cpu")
+
+
 def slices(count: int, size: int) -> list[slice]:
     """[0:size], [size:2 size], ... up to count."""
     return [slice(i, i + size) for i in range(0, count, size)]
@@ -410,7 +593,9 @@ def slices(count: int, size: int) -> list[slice]:
 
 # ------------------------------------------------------------------------------------------------ stage: sft
 def lessons(vlm: VLM, step: int, seed: int, pictures: int, per_picture: int, voice: str):
-    """One warm-start batch: the questions about a picture share its packed row; only the replies are targets."""
+    """This rank's part of a warm-start batch, and the target tokens of the whole: the questions about a picture share
+    its packed row; only the replies are targets.
+    """
     prompts, rows, skip = [], [], []
     batch = world_lessons(step, seed, pictures, per_picture, voice)
     looked = [vlm.look([picture]) for picture, _ in batch]
@@ -422,7 +607,8 @@ def lessons(vlm: VLM, step: int, seed: int, pictures: int, per_picture: int, voi
         prompts.append(vlm.prompt(asked[s][0][:n], seen))
         rows.append([a[n:] + r + [vlm.end] for a, r in zip(asked[s], said[s], strict=True)])
         skip.append([len(a) - n for a in asked[s]])
-    return pack(prompts, rows, skip, vlm.device)
+    tokens = sum(map(len, (r for of in rows for r in of))) - sum(map(sum, skip))
+    return pack(deal(prompts), deal(rows), deal(skip), vlm.device), tokens
 
 
 def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
@@ -432,41 +618,53 @@ def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
     checkpoints = Checkpoints(run, stage, {"student": (vlm, optimizer)}, 10 * cfg.checkpoint_every)
     progress: dict = {}
     start = checkpoints.resume(progress)
-    for step in (bar := tqdm(range(start, steps), stage, steps, initial=start, mininterval=2)):
+    quiet = not run.first
+    for step in (bar := tqdm(range(start, steps), stage, steps, initial=start, mininterval=2, disable=quiet)):
         for group in optimizer.param_groups:
             falling = cfg.sft_lr + (cfg.sft_lr_end - cfg.sft_lr) * step / steps
             group["lr"] = falling * min(1, (step + 1) / cfg.sft_warmup)
-        batch = lessons(vlm, step, cfg.seed, cfg.sft_pictures, cfg.sft_questions, voice)
-        loss = sft_loss(vlm(batch), batch.mask, int(batch.mask.sum()))
-        loss.backward()
-        norm = update(optimizer, cfg.clip, loss.item(), run, stage, step, [])
+        batch, tokens = lessons(vlm, step, cfg.seed, cfg.sft_pictures, cfg.sft_questions, voice)
+        loss = sft_loss(vlm(batch), batch.mask, tokens)
+        (ranks()[1] * loss).backward()  # FSDP takes the mean over ranks
+        loss_sum = total(loss.item())
+        norm = update(optimizer, cfg.clip, loss_sum, run, stage, step, [])
         if step % 50 == 49 or step == steps - 1:
-            run.log("metrics.jsonl", stage=stage, step=step, loss=loss.item(), gradient_norm=norm)
-            bar.set_postfix_str(f"loss {loss.item():.3f}")
+            run.log("metrics.jsonl", stage=stage, step=step, loss=loss_sum, gradient_norm=norm)
+            bar.set_postfix_str(f"loss {loss_sum:.3f}")
         checkpoints.save(step + 1, progress)
+    checkpoints.finish()
     vlm.eval()
 
 
 def sft(run: Run) -> None:
     """The student's warm start: pi_init and pi_ref."""
-    vlm = load(run.cfg.student, run.cfg.seed)
-    if run.cfg.student in TINY:
+    name, target = run.cfg.student, run.path / "sft"
+    if name in TINY:
+        vlm = run.sharded(name)
         fit(run, vlm, "sft", run.cfg.sft_steps)
+        save(vlm, target, torch.float32)
+    elif run.cfg.random_weights:
+        save(run.whole(name), target)
     else:
-        print("  a folder is a trained student already: it is pi_init and pi_ref as it is")
-    save(vlm, run.path / "sft", torch.float32)
+        print("  a trained student already: it is pi_init and pi_ref as it is")
+        folder = find_folder(name).resolve()
+        if run.first:
+            target.unlink(missing_ok=True)
+            target.symlink_to(folder)
+        wait()
 
 
 # ------------------------------------------------------------------------------------------------ stage: teachers
-def ask_teacher(name: str, questions: list, cfg: Config) -> list[Response]:
+def ask_teacher(name: str, questions: list, run: Run) -> list[Response]:
     """Sample every question `teacher_samples` times from a teacher's folder."""
-    vlm, how, out = load(teacher_folder(name)), Sampling(temperature=cfg.teacher_temperature), []
-    for part in tqdm(slices(len(questions), 64), f"teacher {name}", delay=2):
+    cfg = run.cfg
+    vlm, how, out = run.whole(teacher_folder(name)), Sampling(temperature=cfg.teacher_temperature), []
+    questions = deal(questions)
+    for part in tqdm(slices(len(questions), 64), f"teacher {name}", delay=2, disable=not run.first):
         prompts, names = [vlm.encode_question(q) for q in questions[part]], [q.id for q in questions[part]]
-        purpose = (0, "teacher", name)
-        for group in rollout(vlm, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, how, purpose, source=name):
-            out += group
-    return out
+        more = dict(purpose=(0, "teacher", name), source=name, max_rows=cfg.rollout_rows)
+        out += rollout(vlm, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, how, **more)
+    return [response for group in everyone(out) for response in group]
 
 
 def as_lines(responses: list[Response], verdicts: list | None = None) -> str:
@@ -503,8 +701,9 @@ def teachers(run: Run) -> None:
                 r.index = count[r.question] - 1
             mine = [r for r in mine if r.question in wanted and r.index < cfg.teacher_samples]
         missing = [q for q in questions if q.id not in {r.question for r in mine}]
-        got += mine + (ask_teacher(name, missing, cfg) if missing else [])
+        got += mine + (ask_teacher(name, missing, run) if missing else [])
     run.write("teachers.jsonl", as_lines(got, training_judge(cfg).verdicts(questions, got)))
+    wait()
     right = np.mean(Judge(cfg.judge).verdicts(questions, got))
     print(f"  {len(got)} responses of {cfg.teachers} to {len(questions)} questions, {right:.1%} right")
 
@@ -515,10 +714,10 @@ def build_teachers(run: Run) -> None:
     can = [n for n, tiny in TINY.items() if tiny.voice]
     if name not in can:
         raise UserError(f"--teachers {name}: only a tiny teacher can be built: {', '.join(can)}")
-    vlm = load(name, cfg.seed)
+    vlm = run.sharded(name)
     fit(run, vlm, "build-teachers", cfg.sft_steps, TINY[name].voice)
     save(vlm, TEACHERS / name)
-    responses = ask_teacher(name, split(cfg)["train"], cfg)
+    responses = ask_teacher(name, split(cfg)["train"], run)
     part = TEACHERS / name / "responses.jsonl.part"
     part.write_text(as_lines(responses))
     part.replace(TEACHERS / name / "responses.jsonl")
@@ -531,7 +730,8 @@ def split(cfg: Config) -> dict[str, list]:
     if cfg.data:
         return split_questions(load_questions(cfg.data))
     sizes = {"train": cfg.pool, "valid": cfg.valid_questions, "test": cfg.test_questions}
-    return {name: world_questions(name, size) for name, size in sizes.items()}
+    cell = 112 if is_real(cfg.student) else 14  # pixels of a cell: 336 x 336 for a real student
+    return {name: world_questions(name, size, cell=cell) for name, size in sizes.items()}
 
 
 class TeacherCache:
@@ -583,85 +783,128 @@ class TeacherCache:
 
 
 # ------------------------------------------------------------------------------------------------ stage: discriminator
+def make_discriminator(run: Run, trained: bool = True) -> Discriminator:
+    """D around the warm-started student's backbone, sharded; with its pre-trained weights when there are some."""
+    D = run.sharded(run.path / "sft", player=lambda vlm: Discriminator(vlm, run.cfg.d_input))
+    if trained:
+        with safe_open(run.path / "discriminator" / "model.safetensors", "pt") as file, torch.no_grad():
+            for name, x in D.state_dict().items():
+                copy_slice(x, file.get_slice(name))
+    return D
+
+
 def discriminator(run: Run) -> None:
     """Pre-train D on fresh student samples against cached teacher responses; stop early on held-out questions."""
-    cfg = run.cfg
-    student = load(run.path / "sft")
+    cfg, world = run.cfg, ranks()[1]
+    student = run.whole(run.path / "sft")
     cache = TeacherCache(run, student, split(cfg)["train"])
     questions = cache.questions
     hold = max(1, min(32, len(questions) // 8))
     held, train = questions[:hold], questions[hold:] or questions
-    D = Discriminator(student, cfg.d_input).train()
+    D = make_discriminator(run, trained=False).train()
     optimizer = adamw(D, cfg.d_pretrain_lr)
     run.rewind("discriminator", 0)
 
-    def texts(questions: list, step: int) -> tuple[list, torch.Tensor]:
-        prompts, names = [student.encode_question(q) for q in questions], [q.id for q in questions]
-        n = cfg.teacher_samples
-        fresh = rollout(student, prompts, names, n, cfg.max_new_tokens, PURE, (cfg.seed, "d", step))
+    def texts(questions: list, step: int) -> tuple[list, torch.Tensor, int]:
+        """This rank's packed texts, who wrote them, and the number of questions of the step."""
+        mine = deal(questions)
+        prompts, names = [student.encode_question(q) for q in mine], [q.id for q in mine]
+        n, sampled = cfg.teacher_samples, (cfg.max_new_tokens, PURE, (cfg.seed, "d", step))
+        fresh = rollout(student, prompts, names, n, *sampled, max_rows=cfg.rollout_rows)
         groups = [
             mine + cache.draw(name, cfg.seed, "d", step, count=n)[0] for name, mine in zip(names, fresh, strict=True)
         ]
-        is_student = torch.tensor([r.source == "student" for g in groups for r in g])
-        return D.batches(questions, prompts, groups, cfg.micro_batch), is_student
+        is_student = torch.tensor([r.source == "student" for g in groups for r in g], dtype=torch.bool)
+        asked, seen, groups = filled(questions, mine, prompts, groups, student)
+        return D.batches(asked, seen, groups, cfg.micro_batch), is_student, len(mine)
 
-    held_batches, held_is_student = texts(held, -1)
+    held_batches, held_is_student, _ = texts(held, -1)
     for step in range(cfg.d_steps if cfg.d_pretrain else 0):
         for group in optimizer.param_groups:
             group["lr"] = cfg.d_pretrain_lr * (1 - 0.9 * step / cfg.d_steps)
         visits = questions_at(train, step, cfg.questions_per_step, seed_of(cfg.seed, "d"))
         step_questions = [q for q, _ in visits]
-        batches, is_student = texts(step_questions, step)
-        loss, _ = discriminator_update(D, batches, is_student)
+        batches, is_student, count = texts(step_questions, step)
+        loss, _ = discriminator_update(D, batches, is_student, count / len(step_questions), world)
+        loss = total(loss)
         update(optimizer, cfg.clip, loss, run, "discriminator", step, [q.id for q in step_questions])
         with torch.no_grad():
-            found = discriminator_accuracy(torch.cat([D(b) for b in held_batches]), held_is_student)
+            mine = [torch.cat([D(b) for b in held_batches]).cpu(), held_is_student]
+        found = discriminator_accuracy(*(torch.cat(everyone_of(x)) for x in mine))
         run.log("metrics.jsonl", stage="discriminator", step=step, loss=loss, **found)
         print(f"  step {step + 1:3d}  loss {loss:.3f}  held-out accuracy {found['d_accuracy']:.3f}", flush=True)
         if found["d_accuracy"] >= cfg.d_stop:
             break
+    weights = {name: whole(x.detach()).cpu().contiguous() for name, x in D.state_dict().items()}
     with new_folder(run.path / "discriminator") as part:
-        save_file({k: v.contiguous() for k, v in D.state_dict().items()}, part / "model.safetensors")
+        if run.first:
+            save_file(weights, part / "model.safetensors")
+
+
+def everyone_of(x) -> list:
+    """What every rank has under this name, by rank."""
+    parts: list = [None] * ranks()[1]
+    dist.all_gather_object(parts, x)
+    return parts
+
+
+def filled(asked: list, mine: list, prompts: list, groups: list, student: VLM) -> tuple[list, list, list]:
+    """Every rank has to make the same number of forward passes: where the questions do not divide, a rank that is one
+    short gets the step's first question without responses. It adds to no loss and no metric.
+    """
+    if len(mine) < -(-len(asked) // ranks()[1]):
+        return [*mine, asked[0]], [*prompts, student.encode_question(asked[0])], [*groups, []]
+    return mine, prompts, groups
 
 
 # ------------------------------------------------------------------------------------------------ stage: ril
 def ril(run: Run) -> None:
-    """Algorithm 2 of the paper. The numbers are those of the README; the switches default to the paper's choices."""
-    cfg, judge = run.cfg, training_judge(run.cfg)
-    student = load(run.path / "sft").freeze(*frozen_parts(cfg))
-    reference, replica = student.twin(), student.twin()  # pi_ref never changes; pi_old is refreshed at every step
+    """Algorithm 2 of the paper. The numbers are those of the README; the switches default to the paper's choices.
+
+    Every rank has its share of the questions from 2 to 8; what is logged is of all.
+    """
+    cfg, judge, world = run.cfg, training_judge(run.cfg), ranks()[1]
+    student = run.sharded(run.path / "sft").freeze(*frozen_parts(cfg))
+    reference = run.sharded(run.path / "sft").requires_grad_(False)  # pi_ref never changes
+    replica = run.whole(run.path / "sft")  # pi_old: takes over the student at every step
     student_optimizer = adamw(student, cfg.lr)
-    trained = {"student": (student, student_optimizer)}
+    trained, D, d_optimizer = {"student": (student, student_optimizer)}, None, None
     if cfg.discriminator != "none":
-        D = Discriminator(student, cfg.d_input)
-        D.load_state_dict(load_file(run.path / "discriminator" / "model.safetensors"))
+        D = make_discriminator(run)
         d_optimizer = adamw(D, cfg.d_lr)
         trained["D"] = (D, d_optimizer)
     parts = split(cfg)
     questions, valid = parts["train"], parts["valid"]
-    cache = TeacherCache(run, student, questions) if cfg.teacher_use != "none" else None
+    cache = TeacherCache(run, replica, questions) if cfg.teacher_use != "none" else None
     questions = cache.questions if cache else questions
     checkpoints, progress = Checkpoints(run, "ril", trained, cfg.checkpoint_every), {"best": -1.0, "best_step": -1}
     start = checkpoints.resume(progress)
     how, P = PAPER if cfg.sampling == "paper" else PURE, cfg.questions_per_step
     G, T = cfg.group_size * (cfg.student_rows != "none"), cache.rows if cache else 0  # rows of a group: G + T
-    is_teacher = (torch.arange(G + T) >= G).expand(P, -1)  # (P, G + T)
     inside = G if cfg.teacher_use == "discriminator" else G + T  # the rows that make the group's mean
     rows = G if cfg.teacher_use in ("discriminator", "baseline") else G + T  # the rows that the policy is scored on
     objective = dict(responses=P * inside, max_length=cfg.max_new_tokens, eps=cfg.eps, beta=cfg.beta, kl_kind=cfg.kl)
     objective |= dict(length_mean=cfg.length == "mean", teacher_use=cfg.teacher_use)
+    blank = None if "vision" in frozen_parts(cfg) else replica.look([Image.new("RGB", (56, 56))])[0]
+    student.train()  # only so that activations are recomputed; nothing drops out
     if start == 0:
-        validate(run, student, valid, 0, progress)
+        validate(run, replica, student, valid, 0, progress)
 
     for step in range(start, cfg.steps):
         clock = time.perf_counter()
-        # 1 questions
-        asked, visits = zip(*questions_at(questions, step, P, cfg.seed), strict=True)
-        prompts, names = [student.encode_question(q) for q in asked], [q.id for q in asked]
+        # 1 questions: P for all ranks, dealt
+        step_questions = questions_at(questions, step, P, cfg.seed)
+        asked, visits = zip(*deal(step_questions), strict=True) if deal(step_questions) else ((), ())
+        prompts, names = [replica.encode_question(q) for q in asked], [q.id for q in asked]
+        everybody = [q for q, _ in step_questions]
 
         # 2 rollout: G responses per question from the replica, which is pi_old
-        replica.copy_from(student)
-        fresh = rollout(replica, prompts, names, G, cfg.max_new_tokens, how, (cfg.seed, "rollout"), visits=visits)
+        with on_gpu(run, replica):
+            replica.copy_from(student)
+            more = dict(visits=visits, max_rows=cfg.rollout_rows)
+            fresh = rollout(replica, prompts, names, G, cfg.max_new_tokens, how, (cfg.seed, "rollout"), **more)
+            asked_, prompts_, _ = filled(everybody, list(asked), prompts, [], replica)
+            seen = replica.see(prompts_)
         clock_rollout = time.perf_counter()
 
         # 3 teachers: cached responses to the same questions
@@ -669,33 +912,44 @@ def ril(run: Run) -> None:
 
         # 4 pack: one question = one row, for the policies (with picture and question) and for D (its template)
         groups = [mine + theirs for mine, (theirs, _) in zip(fresh, cached, strict=True)]
-        cut = slices(P, cfg.micro_batch)
-        seen = student.see(prompts) if "vision" in frozen_parts(cfg) else [replace(p, patches=None) for p in prompts]
-        packed = [pack(seen[s], [[r.ids for r in g[:rows]] for g in groups[s]], device=student.device) for s in cut]
+        is_teacher = (torch.arange(G + T) >= G).expand(len(groups), -1)  # (this rank's questions, G + T)
+        groups_ = groups + [[]] * (len(asked_) - len(groups))
+        cut = slices(len(groups_), cfg.micro_batch)
+        looked = [replace(p, patches=None) for p in seen] if blank else seen  # a trained tower sees for itself
+        ids = [[r.ids for r in g[:rows]] for g in groups_]
+        packed = [pack(looked[s], ids[s], device=student.device, blank=blank) for s in cut]
 
         # 5 discriminator: mu updates by Eq. 1
         d_row = {}
         if cfg.discriminator != "none":
-            d_packed = D.batches(asked, seen, groups, cfg.micro_batch)
-            for k in range(cfg.mu):
-                d_loss, student_logit = discriminator_update(D.train(), d_packed, ~is_teacher.flatten())
-                if k == 0:
-                    d_row = {"d_loss": d_loss, **discriminator_accuracy(student_logit, ~is_teacher.flatten())}
-                if cfg.discriminator == "updated":
-                    update(d_optimizer, cfg.clip, d_loss, run, "ril", step, names)
-                d_optimizer.zero_grad()
+            with on_gpu(run, D, d_optimizer):
+                d_packed = D.batches(asked_, seen, groups_, cfg.micro_batch)
+                for k in range(cfg.mu):
+                    share = len(groups) / P
+                    d_loss, student_logit = discriminator_update(
+                        D.train(), d_packed, ~is_teacher.flatten(), share, world
+                    )
+                    d_loss = total(d_loss)
+                    if k == 0:
+                        logit = torch.stack(everyone(list(student_logit.cpu().view(len(groups), G + T))))
+                        of_student = (torch.arange(G + T) < G).expand(P, -1)
+                        d_row = {"d_loss": d_loss, **discriminator_accuracy(logit.flatten(), of_student.flatten())}
+                    if cfg.discriminator == "updated":
+                        update(d_optimizer, cfg.clip, d_loss, run, "ril", step, [q.id for q in everybody])
+                    d_optimizer.zero_grad()
+                with torch.no_grad():
+                    student_logit = torch.cat([D(b) for b in d_packed]).cpu().view(len(groups), G + T)
         clock_d = time.perf_counter()
 
         # 6 rewards: r_sim from the just-updated D, r_ans from the judge (the teachers' verdicts are cached)
         if cfg.discriminator != "none":
-            with torch.no_grad():
-                student_logit = torch.cat([D(b) for b in d_packed]).view(P, G + T)
             similarity = similarity_reward(student_logit, cfg.similarity)
-            d_row["look_auc"] = look_auc(asked, fresh, student_logit)
+            d_row["look_auc"] = look_auc(everyone(looks_of(asked, fresh, student_logit)))
         else:
             similarity = control_similarity(cfg.similarity, asked, groups, is_teacher)
-        verdicts = [judge.verdicts(asked, g[:G]) + v for g, (_, v) in zip(groups, cached, strict=True)]
-        answer = torch.tensor(verdicts, dtype=torch.float32) * (cfg.answer == "judge")
+        verdicts = iter(judge.verdicts(asked, [r for g in fresh for r in g]))
+        verdicts = [[next(verdicts) for _ in mine] + v for mine, (_, v) in zip(fresh, cached, strict=True)]
+        answer = torch.tensor(verdicts, dtype=torch.float32).view(len(groups), G + T) * (cfg.answer == "judge")
         reward = rewards(similarity, answer)
 
         # 7 advantages over the whole group
@@ -703,37 +957,45 @@ def ril(run: Run) -> None:
         advantage = teacher_advantages(advantage, is_teacher[:, :inside], cfg.teacher_use)[:, :rows]
 
         # 8 student: mu updates by Eq. 2; pi_old's log-probs come from this forward pass, not from the sampler
-        with torch.no_grad():
+        with on_gpu(run, reference), torch.no_grad():
             logp_ref = [reference(b) for b in packed] if cfg.beta else [None] * len(packed)
         logp_old: list = []
-        for k in range(cfg.mu):
-            loss_sum, ratios = 0.0, []
-            for i, (s, batch) in enumerate(zip(cut, packed, strict=True)):
-                logp = student(batch)
-                if k == 0:
-                    logp_old.append(logp.detach())
-                old, ref, of_teacher = logp_old[i], logp_ref[i], is_teacher[s, :rows].flatten()
-                loss = policy_loss(logp, old, ref, advantage[s].flatten(), batch.mask, teacher=of_teacher, **objective)
-                loss.backward()
-                loss_sum += loss.item()
-                ratios.append(surrogate_metrics(logp.detach(), old, batch.mask, cfg.eps))
-            norm = update(student_optimizer, cfg.clip, loss_sum, run, "ril", step, names)
+        with on_gpu(run, student_optimizer):
+            for k in range(cfg.mu):
+                loss_sum, ratios = 0.0, []
+                for i, (s, batch) in enumerate(zip(cut, packed, strict=True)):
+                    logp = student(batch)
+                    if k == 0:
+                        logp_old.append(logp.detach())
+                    a, of_teacher = (x.flatten().to(logp.device) for x in (advantage[s], is_teacher[s, :rows]))
+                    old, ref = logp_old[i], logp_ref[i]
+                    loss = policy_loss(logp, old, ref, a, batch.mask, teacher=of_teacher, **objective)
+                    (world * loss).backward()  # FSDP takes the mean over ranks
+                    loss_sum += loss.item()
+                    ratios.append(surrogate_metrics(logp.detach(), old, batch.mask, cfg.eps))
+                loss_sum = total(loss_sum)
+                norm = update(student_optimizer, cfg.clip, loss_sum, run, "ril", step, [q.id for q in everybody])
         clock_student = time.perf_counter()
 
         # 9 log
         row = dict(loss=loss_sum, gradient_norm=norm, **d_row)
-        row |= group_metrics(reward, similarity, answer, is_teacher, advantage)
-        row |= {name: float(np.mean([r[name] for r in ratios])) for name in ratios[0]}
+        tables = (reward, similarity, answer, is_teacher, advantage)
+        row |= group_metrics(*(torch.stack(everyone(list(x))) for x in tables))
+        sums = [sum(x) for x in zip(*everyone_of(tuple(map(sum, zip(*ratios, strict=True)))), strict=True)]
+        row |= dict(ratio=sums[0] / sums[2], clipped=sums[1] / sums[2])
         row |= token_metrics(fresh, packed, logp_old, logp_ref, is_teacher[:, :rows], cut, cfg.kl)
-        run.log("metrics.jsonl", stage="ril", step=step, **row)
-        show(run, step, asked[0], groups[0], similarity[0], answer[0], reward[0], [0, G] if G and T else [0])
+        if run.first:
+            show(run, step, asked[0], groups[0], similarity[0], answer[0], reward[0], [0, G] if G and T else [0])
         seconds = dict(rollout=clock_rollout - clock, discriminator=clock_d - clock_rollout)
         seconds |= dict(student=clock_student - clock_d, total=time.perf_counter() - clock)
-        run.log("timing.jsonl", stage="ril", step=step, **seconds)
+        here = sum(int((b.segment >= 0).sum()) for b in packed)
+        run.log("metrics.jsonl", stage="ril", step=step, **row)
+        run.log("timing.jsonl", stage="ril", step=step, **seconds, tokens_per_rank=everyone_of(here))
         print(line(step, cfg.steps, row, seconds["total"]), flush=True)
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
-            validate(run, student, valid, step + 1, progress)
+            validate(run, replica, student, valid, step + 1, progress)
         checkpoints.save(step + 1, progress)
+    checkpoints.finish()
     save(student, run.path / "checkpoints" / "last", torch.float32)
 
 
@@ -744,42 +1006,52 @@ def control_similarity(kind: str, asked: list, groups: list, is_teacher: torch.T
     return is_teacher.float() * (kind == "constant")
 
 
-def look_auc(asked: list, fresh: list, student_logit: torch.Tensor) -> float:
-    """Does D see truth? AUC of its teacher-likeness, right against wrong looks among the student's rows; 0.5 = no."""
-    looks = [
-        (look(q, r.text), -x)
+def looks_of(asked: list, fresh: list, student_logit: torch.Tensor) -> list[list[tuple]]:
+    """For each question its student rows' (is the look right, D's teacher-likeness)."""
+    return [
+        [(look(q, r.text), -x) for r, x in zip(g, z, strict=False)]
         for q, g, z in zip(asked, fresh, student_logit.tolist(), strict=True)
-        for r, x in zip(g, z, strict=False)
     ]
-    return auc([x for right, x in looks if right], [x for right, x in looks if right is False])
+
+
+def look_auc(looks: list[list[tuple]]) -> float:
+    """Does D see truth? AUC of its teacher-likeness, right against wrong looks among the student's rows; 0.5 = no."""
+    rows = [x for of in looks for x in of]
+    return auc([x for right, x in rows if right], [x for right, x in rows if right is False])
 
 
 def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str) -> dict[str, float]:
-    """What the step's tokens look like under the policy; every name is defined in the README."""
-    mine, theirs, gap, penalty, tokens = [torch.zeros(0)], [torch.zeros(0)], [torch.zeros(1)], [], 0
+    """What the step's tokens look like under the policy, over all ranks; every name is defined in the README.
+
+    Sums are taken per question, so that neither micro-batching nor the number of ranks changes them.
+    """
+    mine = []
     for s, batch, old, ref in zip(cut, packed, logp_old, logp_ref, strict=True):
-        of_teacher = is_teacher[s].flatten()[:, None].to(batch.mask.device) & batch.mask
-        mine.append(old[batch.mask & ~of_teacher])
-        theirs.append(old[of_teacher])
-        sampler = [torch.tensor(r.logps) for g in fresh[s] for r in g]
-        if sampler:
-            gap.append((torch.cat(sampler).to(old.device) - mine[-1]).abs())
-        tokens += int((batch.segment >= 0).sum())
-        if ref is not None:
-            penalty.append(kl(mine[-1], ref[batch.mask & ~of_teacher], kind))
-    responses = [r for g in fresh for r in g]
-
-    def mean(values):
-        return float(np.mean(values)) if len(values) else 0.0
-
+        n = is_teacher.shape[1]
+        for q, responses in enumerate(fresh[s]):
+            part = slice(q * n, (q + 1) * n)
+            of_teacher = is_teacher[s][q][:, None].to(batch.mask.device) & batch.mask[part]
+            of_student = batch.mask[part] & ~of_teacher
+            said, sampler = old[part][of_student], torch.tensor([x for r in responses for x in r.logps])
+            row = dict(said=-said.double().sum().item(), said_n=len(said), theirs_n=int(of_teacher.sum()))
+            row |= dict(theirs=-old[part][of_teacher].double().sum().item(), answers=len(responses))
+            row |= dict(tokens=sum(len(r.ids) for r in responses), cut=sum(not r.finished for r in responses))
+            row["gap"] = (sampler.to(said.device) - said).abs().max().item() if len(said) == len(sampler) > 0 else 0.0
+            row["packed"] = int((batch.segment[q] >= 0).sum())
+            if ref is not None:
+                row["kl"] = kl(said, ref[part][of_student], kind).double().sum().item()
+            mine.append(row)
+    rows = everyone(mine)
+    sums = {name: sum(r[name] for r in rows) for name in rows[0]}
+    answers, said, theirs = (max(1, sums[name]) for name in ("answers", "said_n", "theirs_n"))
     return {
-        "tokens": mean([len(r.ids) for r in responses]),
-        "cut_off": mean([not r.finished for r in responses]),
-        "nll_student": mean(-torch.cat(mine).cpu().numpy()),
-        "nll_teacher": mean(-torch.cat(theirs).cpu().numpy()),
-        **({"kl": mean(torch.cat(penalty).cpu().numpy())} if penalty else {}),
-        "sampler_gap": torch.cat(gap).max().item(),
-        "packed_tokens": tokens,
+        "tokens": sums["tokens"] / answers,
+        "cut_off": sums["cut"] / answers,
+        "nll_student": sums["said"] / said,
+        "nll_teacher": sums["theirs"] / theirs,
+        **({"kl": sums["kl"] / said} if "kl" in sums else {}),
+        "sampler_gap": max(r["gap"] for r in rows),
+        "packed_tokens": sums["packed"],
     }
 
 
@@ -804,10 +1076,12 @@ def show(run: Run, step: int, question, group: list, similarity, answer, reward,
     run.log("samples.jsonl", stage="ril", step=step, **row)
 
 
-def validate(run: Run, student: VLM, valid: list, step: int, progress: dict) -> None:
+def validate(run: Run, replica: VLM, student: VLM, valid: list, step: int, progress: dict) -> None:
     """Accuracy on the validation questions; the best student so far (by sampled accuracy) is kept for export."""
     cfg = run.cfg
-    found = evaluate(student, valid, Judge(cfg.judge), cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
+    with on_gpu(run, replica):
+        replica.copy_from(student)
+        found = evaluate(replica, valid, Judge(cfg.judge), cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
     score = found.get("sampled", found["greedy"])
     row = dict(valid_greedy=found["greedy"], valid_sampled=score)
     run.log("metrics.jsonl", stage="ril", step=step - 1, **row)  # belongs to the state behind that step
@@ -827,8 +1101,10 @@ def export(run: Run) -> None:
     for source, target in (("best", "student"), ("last", "last")):
         vlm = load(run.path / "checkpoints" / source)
         save(vlm, run.path / target)
-        again = load(run.path / target).hf.state_dict()
-        wrong = [k for k, x in vlm.hf.state_dict().items() if not torch.equal(x.bfloat16(), again[k].bfloat16())]
+        if not run.first:
+            continue
+        again = vlm.family.model.from_pretrained(run.path / target, dtype=torch.bfloat16).state_dict()
+        wrong = [k for k, x in vlm.hf.state_dict().items() if not torch.equal(x.bfloat16(), again[k])]
         if wrong:
             raise UserError(
                 f"{run.path / target}: stock from_pretrained reads {wrong[0]} differently; is the disk full?"
@@ -852,7 +1128,7 @@ def evaluate_run(run: Run) -> None:
         players = {"after": players["after"]}
     summary, texts, answers = {"run": cfg.run, "algo": cfg.algo, "test_questions": len(test)}, {}, []
     for who in tqdm(players, "evaluation", delay=2):
-        found = evaluate(load(players[who]), test, judge, cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
+        found = evaluate(run.whole(players[who]), test, judge, cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
         texts[who] = found.pop("texts")
         answers += [dict(who=who, **row) for row in found.pop("answers")]
         summary |= {f"{name}_{who}": value for name, value in rounded(found).items() if name != "questions"}
@@ -862,10 +1138,13 @@ def evaluate_run(run: Run) -> None:
     validations = [r for r in run.rows("metrics.jsonl", "ril") if "valid_sampled" in r]
     summary["exported_step"] = max(validations, key=lambda r: r["valid_sampled"])["step"] + 1
     if cfg.evaluated == "all":
-        write_samples(run.path, shown(run, test[:8], judge, texts))
-        draw_curves(run.path, rows, validations)
+        samples = shown(run, test[:8], judge, texts)
+        if run.first:
+            write_samples(run.path, samples)
+            draw_curves(run.path, rows, validations)
     run.write("answers.jsonl", "".join(json.dumps(row) + "\n" for row in answers))
     run.write("summary.json", summary)
+    wait()
 
 
 def rounded(found: dict) -> dict:
@@ -877,10 +1156,9 @@ def rounded(found: dict) -> dict:
 
 def shown(run: Run, questions: list, judge: Judge, texts: dict) -> list[tuple]:
     """[(question, [{who, text, similarity, answer}])] for samples.md; similarity is the pre-trained discriminator's."""
-    D, student = None, load(run.path / "sft")
+    D, student = None, run.whole(run.path / "sft")
     if run.cfg.discriminator != "none":
-        D = Discriminator(student, run.cfg.d_input)
-        D.load_state_dict(load_file(run.path / "discriminator" / "model.safetensors"))
+        D = make_discriminator(run)
     out = []
     for q in questions:
         said = {who: texts[who][q.id] for who in texts if who != "last"}
@@ -909,6 +1187,11 @@ STAGE_OF = dict(
 )
 
 
+def budget():
+    """bench.py, where plan and pilot stand beside the measurements; it is loaded on demand only."""
+    return importlib.import_module("bench")
+
+
 def stages_of(cfg: Config) -> list[str]:
     """The stages that this method has: no teachers without teacher rows, no discriminator without D."""
     has = {"teachers": cfg.teacher_use != "none", "discriminator": cfg.discriminator != "none"}
@@ -918,12 +1201,21 @@ def stages_of(cfg: Config) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """Run the stages whose artefact is missing, say which are skipped, end with the summary."""
     cfg = parse(sys.argv[1:] if argv is None else argv)
+    if cfg.plan:
+        return budget().print_plan(cfg)
+    if cfg.pilot:
+        few = dict(pool=64, valid_questions=16, test_questions=16, steps=3, eval_every=0)
+        few |= dict(d_steps=min(3, cfg.d_steps), sft_steps=min(30, cfg.sft_steps))
+        cfg = replace(cfg, run=f"{cfg.run}-pilot", **few)
     warnings.filterwarnings("ignore", message=".*(torch.distributed is disabled|TypedStorage|_get_pg_default_device).*")
     torch.set_num_threads(cfg.threads)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(cfg.deterministic or device_of(cfg) == "cpu")
+    start_ranks(device_of(cfg).partition(":")[0])
+    if ranks()[0]:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (rank 0 speaks for all)
     if cfg.data:  # read and encode every question before anything is written: bad input leaves no trace
-        encoder = load(cfg.student, cfg.seed)
-        for q in tqdm(load_questions(cfg.data), "questions", delay=2):
+        encoder = load(cfg.student) if cfg.student in TINY else shell(cfg.student, torch.float32)[0]
+        for q in tqdm(deal(load_questions(cfg.data)), "questions", delay=2, disable=ranks()[0] > 0):
             encoder.encode_question(q)
         split(cfg)
     needed = STAGES[: STAGES.index(cfg.stage)] if cfg.stage in STAGES else ()
@@ -939,7 +1231,7 @@ def main(argv: list[str] | None = None) -> None:
         action, artefact, title = STAGE_OF[name]
         if cfg.stage not in ("all", name):
             continue
-        if (run.path / artefact).exists():
+        if all(everyone_of((run.path / artefact).exists())):
             print(f"{title}: skipped, {run.path / artefact} is there")
             continue
         print(f"{title}", flush=True)
@@ -947,17 +1239,23 @@ def main(argv: list[str] | None = None) -> None:
         action(run)
         seconds = json.loads((run.path / "seconds.json").read_text()) if (run.path / "seconds.json").exists() else {}
         seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - begin, 1)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
-        seconds["peak_memory_mb"] = max(round(peak), seconds.get("peak_memory_mb", 0))
+        seconds["peak_memory_mb"] = max(round(peak_memory_mb()), seconds.get("peak_memory_mb", 0))
         run.write("seconds.json", seconds)
         print(f"  {title}: {time.perf_counter() - begin:.1f} s", flush=True)
-    if (run.path / "summary.json").exists():
+    if run.first and (run.path / "summary.json").exists():
         summary = json.loads((run.path / "summary.json").read_text())
         if "seconds" not in summary and (run.path / "seconds.json").exists():
             summary["seconds"] = json.loads((run.path / "seconds.json").read_text())
             summary["peak_memory_mb"] = summary["seconds"].pop("peak_memory_mb")
             run.write("summary.json", summary)
         print_summary(run, summary)
+    if cfg.pilot:
+        budget().pilot(run, split(cfg)["train"][:8])
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 
 def print_summary(run: Run, summary: dict) -> None:

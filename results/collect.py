@@ -14,6 +14,8 @@ from eval import loop_rows, over_seeds, start_and_end
 COLUMNS = {  # column of the table -> (key in summary.json, decimals)
     "sampled": ("sampled_after", 3),
     "greedy": ("greedy_after", 3),
+    "sampled, last": ("sampled_last", 3),
+    "greedy, last": ("greedy_last", 3),
     "entropy": ("entropy_after", 2),
     "looks": ("looks_after", 2),
     "right look and answer": ("right_look_and_answer_after", 3),
@@ -34,8 +36,22 @@ PAPER_SAYS_WORSE = """D-frozen similarity-three similarity-levels similarity-con
 mu-4 beta-0 beta-1 cached-1 cached-2 frozen-embeddings frozen-attention""".split()
 
 
-def collect(name: str, cells: list[str], seeds: list[int], against: str = "") -> None:
-    """results/NAME.json, .md and .png from the runs runs/NAME-CELL-SEED; says which runs are missing.
+PANELS = dict(
+    similarity="similarity reward of the student",
+    answer="answer reward of the student",
+    dead_groups="dead groups (all advantages zero)",
+    d_accuracy="D's accuracy before its update",
+)
+CONTROLS = {  # what the demo names beside its own numbers -> the row of results/weak_judge.sh
+    "RIL": "ril-25",
+    "Dr.GRPO": "dr_grpo-25",
+    "teachers in the group without D": "no-D-25",
+    "constant reward": "constant-25",
+}
+
+
+def collect(name: str, cells: list, seeds: list, against: str = "", panels=("similarity", "answer"), into="results"):
+    """INTO/NAME.json, .md and .png from the runs runs/NAME-CELL-SEED; says which runs are missing; -> the rows.
 
     Differences are paired (same seed, so same warm start, questions and draws): each row against the row above, or
     against the row named `against`.
@@ -73,9 +89,11 @@ def collect(name: str, cells: list[str], seeds: list[int], against: str = "") ->
         row["hard questions solved"] = hard_solved(runs, Path("runs") / f"{name}-{cells[0]}-{{}}", sorted(found))
         rows[cell], above = row, cell
         curves[cell] = {
-            k: np.mean([[m[k] for m in one] for one in steps.values()], axis=0) for k in ("similarity", "answer")
+            k: np.mean([[m[k] for m in one] for one in steps.values()], axis=0)
+            for k in panels
+            if all(k in m for one in steps.values() for m in one)
         }
-    out = Path("results")
+    out = Path(into)
     command = f"results/{name}.sh"
     result = {
         "study": name,
@@ -86,8 +104,8 @@ def collect(name: str, cells: list[str], seeds: list[int], against: str = "") ->
     }
     (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / f"{name}.md").write_text(study_table(name, rows, missing, against or "the row above"))
-    draw_study(out / f"{name}.png", rows, curves)
-    print((out / f"{name}.md").read_text())
+    draw_study(out / f"{name}.png", rows, curves, list(panels))
+    return rows
 
 
 HARD = 0.05  # a question is hard for the warm start when at most this share of its sampled answers is right
@@ -132,19 +150,22 @@ def study_table(name: str, rows: dict, missing: list[str], against: str) -> str:
     out += [f"Missing: {', '.join(missing)}", ""] if missing else []
     judged = ["paper, ours"] if any("paper and ours" in r for r in rows.values()) else []
     hard = ["hard questions solved"] if any(r["hard questions solved"] for r in rows.values()) else []
-    names = ["row", "seeds", "Δ sampled", "Δ greedy", *judged, *hard, *COLUMNS]
+    columns = {c: digits for c, (_, digits) in COLUMNS.items() if any(r[c] for r in rows.values())}
+    names = ["row", "seeds", "Δ sampled", "Δ greedy", *judged, *hard, *columns]
     out += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for label, r in rows.items():
         deltas = [cell(r.get(f"{c} difference"), 3, "+") for c in ("sampled", "greedy")]
         deltas += [r.get("paper and ours", "-")] * len(judged)
         cells = [cell(r["hard questions solved"], 3)] * len(hard)
-        cells += [cell(r[c], digits) for c, (_, digits) in COLUMNS.items()]
+        cells += [cell(r[c], digits) for c, digits in columns.items()]
         out.append("| " + " | ".join([label, str(len(r["seeds"])), *deltas, *cells]) + " |")
     return "\n".join(out) + "\n"
 
 
-def draw_study(path: Path, rows: dict, curves: dict) -> None:
-    """Sampled and greedy accuracy of every row with intervals; similarity and answer reward over steps (figure 5)."""
+def draw_study(path: Path, rows: dict, curves: dict, panels: list[str]) -> None:
+    """Sampled and greedy accuracy of every row with intervals (or hard questions solved, where the study asks for
+    them); beside them `panels`, metrics of the loop over steps.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -153,33 +174,56 @@ def draw_study(path: Path, rows: dict, curves: dict) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    height = max(3.4, 0.32 * len(rows) + 1)
-    figure, axes = plt.subplots(1, 3, figsize=(13, height), constrained_layout=True, width_ratios=[1.5, 1, 1])
+    height, n = max(3.4, 0.32 * len(rows) + 1), len(panels)
+    shape = dict(figsize=(5 + 4 * n, height), width_ratios=[1.5] + [1] * n)
+    figure, axes = plt.subplots(1, 1 + n, constrained_layout=True, **shape)
     place = np.arange(len(rows))[::-1]
-    for shift, column, color in ((0.12, "sampled", "tab:blue"), (-0.12, "greedy", "tab:orange")):
+    hard = all(r["hard questions solved"] for r in rows.values())
+    shown = [(0, "hard questions solved", "tab:blue")] if hard else []
+    for shift, column, color in shown or ((0.12, "sampled", "tab:blue"), (-0.12, "greedy", "tab:orange")):
         means, halves = [r[column]["mean"] for r in rows.values()], [r[column]["half"] or 0 for r in rows.values()]
         axes[0].errorbar(means, place + shift, xerr=halves, fmt="o", ms=4, capsize=2, color=color, label=column)
     axes[0].set_yticks(place, list(rows))
-    axes[0].set(title="held-out accuracy, 95 % interval over seeds")
+    axes[0].set(title=f"{'hard questions solved' if hard else 'held-out accuracy'}, 95 % interval over seeds")
     axes[0].grid(axis="x", alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
     color_of = {label: plt.get_cmap("tab20")(i % 20) for i, label in enumerate(rows)}
-    for axis, key in zip(axes[1:], ("similarity", "answer"), strict=True):
+    for axis, key in zip(axes[1:], panels, strict=True):
         for label, curve in curves.items():
-            y = curve[key]
+            y = curve.get(key, [])
             if len(y) and np.any(y):
-                axis.plot(
-                    [np.mean(y[max(0, i - 3) : i + 4]) for i in range(len(y))],
-                    lw=1.4,
-                    label=label,
-                    color=color_of[label],
-                )
-        axis.set(title=f"{key} reward of the student", xlabel="step", ylim=(-0.02, 1.02))
+                smooth = [np.mean(y[max(0, i - 3) : i + 4]) for i in range(len(y))]
+                axis.plot(smooth, lw=1.4, label=label, color=color_of[label])
+        axis.set(title=PANELS[key], xlabel="step", ylim=(-0.02, 1.02))
         axis.legend(frameon=False, fontsize=7)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def tell(rows: dict) -> None:
+    """The demo's summary: a line for each player of one seed, and the controls that belong beside its numbers."""
+    runs = {cell: Path("runs") / f"demo-{cell}-0" for cell in rows}
+    found = {cell: json.loads((r / "summary.json").read_text()) for cell, r in runs.items()}
+    ril = found["ril"]
+    print(f"\n---\n{'':22}sampled  greedy   looks  answer tokens")
+    for label, of, when in (
+        ("warm start", ril, "before"),
+        *((f"{cell}, {len(loop_rows(runs[cell]))} steps", found[cell], "after") for cell in found),
+        ("teacher", ril, "teacher"),
+    ):
+        values = [of[f"{k}_{when}"] for k in ("sampled", "greedy", "looks", "tokens")]
+        print(f"{label:22}{values[0]:7.3f}{values[1]:8.3f}{values[2]:8.2f}{values[3]:9.1f}")
+    print(f"similarity reward {ril['similarity_start']:.2f} -> {ril['similarity_end']:.2f}")
+    print(f"D's accuracy {ril['d_accuracy_start']:.2f} -> {ril['d_accuracy_end']:.2f}")
+    study = json.loads((Path(__file__).parent / "weak_judge.json").read_text())["rows"]
+    five = [f"{label} {study[cell]['sampled']['mean']:.3f}" for label, cell in CONTROLS.items()]
+    print(
+        "One seed is an anecdote. The same over five seeds (results/weak_judge.md, sampled): " + ", ".join(five) + "."
+    )
+    print("So D carries the signal where most questions have no answer key; but the constant reward 'is a teacher row'")
+    print("does as well wherever teacher text is in the group.")
 
 
 def main() -> None:
@@ -189,8 +233,15 @@ def main() -> None:
     parser.add_argument("--cells", required=True, help="the rows, in order")
     parser.add_argument("--seeds", default="0", help="the seeds")
     parser.add_argument("--against", default="", help="the row that all are compared with [the row above]")
+    parser.add_argument("--panels", default="similarity,answer", help=f"curves to draw: {', '.join(PANELS)}")
+    parser.add_argument("--into", default="results", help="the folder for table and picture")
     args = parser.parse_args()
-    collect(args.name, args.cells.split(","), [int(s) for s in args.seeds.split(",")], args.against)
+    cells, seeds = args.cells.split(","), [int(s) for s in args.seeds.split(",")]
+    rows = collect(args.name, cells, seeds, args.against, args.panels.split(","), args.into)
+    if args.name == "demo":
+        tell(rows)
+    else:
+        print((Path(args.into) / f"{args.name}.md").read_text())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 # the race, and what mends it: levels, no negative teacher rows? "last" stands beside the exported student in the table.
 source "$(dirname "$0")/study.sh"
 study stability "0 1 2"
-AGAINST=ril-60
+AGAINST=ril-60 PANELS=similarity,d_accuracy
 cell ril-60 --evaluated all --test-questions 1000
 long() { cell "$1" --steps 150 --evaluated all --test-questions 1000 "${@:2}"; }
 long ril

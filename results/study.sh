@@ -35,5 +35,5 @@ run_study() {
     [ -e "runs/warm-$seed/sft/config.json" ] || echo "warm-$seed --seed $seed --stage sft --threads 1"
   done | xargs -r -P "$CORES" -L 1 bash -c '"$PYTHON" train.py --run "$@" >"runs-$1.log" 2>&1 && rm "runs-$1.log"' _
   xargs -P "$CORES" -L 1 bash -c 'SECONDS=0; one_job "$@"' _ <"$JOBS" || echo "some runs failed: the table names them" >&2
-  "$PYTHON" -m results.collect "$NAME" --cells "$(IFS=,; echo "${CELLS[*]}")" --seeds "${SEEDS// /,}" --against "${AGAINST:-}"
+  "$PYTHON" -m results.collect "$NAME" --cells "$(IFS=,; echo "${CELLS[*]}")" --seeds "${SEEDS// /,}" --against "${AGAINST:-}" --panels "${PANELS:-similarity,answer}"
 }

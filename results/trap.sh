@@ -13,4 +13,4 @@ done | xargs -r -P "$CORES" -L 1 bash -c '
   mkdir -p "runs/trap-$0-$2" && cp "runs/main-$1-$2/config.json" "runs/main-$1-$2/metrics.jsonl" "runs/trap-$0-$2/" &&
   "$PYTHON" eval.py --student "runs/main-$1-$2/student" --draws "$3" --seed "$4" --into "runs/trap-$0-$2" \
     >"runs/trap-$0-$2.log" && echo "$(date +%T)  trap-$0-$2 ready"'
-"$PYTHON" -m results.collect trap --cells "$(IFS=,; echo "${CELLS[*]}")" --seeds 0,1,2,3,4 --against warm-start
+"$PYTHON" -m results.collect trap --cells "$(IFS=,; echo "${CELLS[*]}")" --seeds 0,1,2,3,4 --against warm-start --panels dead_groups
