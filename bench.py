@@ -1,4 +1,4 @@
-"""Speed beside the peers: rollout against stock `generate`, update against separate rows, the whole step in seconds.
+"""Speed beside the peers: rollout and evaluation against stock `generate`, update against separate rows, whole step.
 
     python bench.py                         # the tiny student, one thread, ratios from one run (medians of --repeats)
     python bench.py --group-size 16         # more responses per question
@@ -9,7 +9,9 @@
 
 The peers do the same work on the same weights: stock `generate(num_return_sequences=G)` with sdpa attention samples the
 same number of tokens (every row decodes --response-tokens), and stock forward and backward over 2G right-padded rows a
-question stands for an update without packing. Absolute times mean little on a shared CPU; ratios of one run do.
+question stands for an update without packing. Evaluation encodes and greedily answers 4 x --questions questions, ours
+in one batch, stock `generate` one by one, as public evaluators do. Absolute times mean little on a shared CPU; ratios
+of one run do.
 """
 
 import inspect
@@ -299,7 +301,28 @@ def main() -> None:
         stock.eval()
         stock.generate(**left, **how)
 
-    jobs = dict(own_rollout=own_rollout, stock_rollout=stock_rollout)
+    asked = world_questions("test", 4 * Q)
+    greedy = dict(do_sample=False, suppress_tokens=student.banned_ids, pad_token_id=0, eos_token_id=None)
+    greedy |= dict(min_new_tokens=T, max_new_tokens=T)
+
+    def own_eval():
+        encoded = [student.encode_question(q) for q in asked]
+        return [r.ids for (r,) in rollout(student, encoded, [q.id for q in asked], 1, T, GREEDY)]
+
+    def stock_eval():
+        stock.eval()
+        out = []
+        for q in asked:
+            p = student.encode_question(q)
+            one = with_kinds(
+                student, dict(input_ids=p.ids[None], attention_mask=torch.ones_like(p.ids)[None], **p.pixels)
+            )
+            out.append(stock.generate(**one, **greedy)[0, len(p.ids) :].tolist())
+        return out
+
+    if own_eval() != stock_eval():
+        print("warning: batched and single greedy answers differ")
+    jobs = dict(own_rollout=own_rollout, stock_rollout=stock_rollout, own_eval=own_eval, stock_eval=stock_eval)
     jobs |= dict(packed_update=packed_update, separate_update=separate_update, whole_step=whole_step)
     seconds = median_seconds(jobs, args.repeats)
     result = {
@@ -308,6 +331,9 @@ def main() -> None:
         **{f"{name}_seconds": round(s, 4) for name, s in seconds.items()},
         "rollout_speedup": round(seconds["stock_rollout"] / seconds["own_rollout"], 2),
         "update_speedup": round(seconds["separate_update"] / seconds["packed_update"], 2),
+        "eval_speedup": round(seconds["stock_eval"] / seconds["own_eval"], 2),
+        "eval_questions_per_second": round(4 * Q / seconds["own_eval"], 1),
+        "stock_eval_questions_per_second": round(4 * Q / seconds["stock_eval"], 1),
         "rollout_tokens_per_second": round(Q * G * T / seconds["own_rollout"]),
     }
     for key, value in result.items():

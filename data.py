@@ -14,6 +14,7 @@ Python.
 
 import argparse
 import hashlib
+import io
 import json
 import random
 import re
@@ -21,10 +22,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw
-from tqdm import tqdm
+
+if TYPE_CHECKING:  # scoring needs the standard library and numpy alone, so pictures and bars are imported where used
+    from PIL import Image
 
 
 class UserError(Exception):
@@ -65,7 +68,7 @@ class Question:
     answer: str
     meta: dict = field(default_factory=dict, hash=False, compare=False)
 
-    def pictures(self) -> list[Image.Image]:
+    def pictures(self) -> "list[Image.Image]":
         """The pictures as RGB. Raises UserError with the question's id when one cannot be read."""
         return [open_picture(x, self.id) if isinstance(x, str | Path) else x for x in self.images]
 
@@ -96,14 +99,17 @@ def questions_at(questions: list[Question], step: int, count: int, seed: int) ->
 
 
 # ------------------------------------------------------------------------------------------------ your own questions
-def open_picture(path: str | Path, who: str) -> Image.Image:
-    """Read one picture completely, as RGB. Raises UserError naming `who` (a question, or file:line) and the file."""
+def open_picture(path, who: str) -> "Image.Image":
+    """Read one picture (a path, or its bytes in a BytesIO) completely, as RGB. Raises UserError naming `who` and it."""
+    from PIL import Image
+
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as a picture ({error})"
-        raise UserError(f"{who}: {path}: {reason}; repair or remove it") from None
+        name = "its picture" if isinstance(path, io.BytesIO) else f"{path}:"
+        raise UserError(f"{who}: {name} {reason}; repair or remove it") from None
 
 
 def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[tuple[str, dict]]:
@@ -142,6 +148,8 @@ def load_questions(path: str | Path) -> list[Question]:
 
     Everything is checked before anything runs: each picture is decoded once. Raises UserError that names file and line.
     """
+    from tqdm import tqdm
+
     path, questions, seen = Path(path), [], {}
     pictures = []
     for where, row in read_jsonl(path, ("id", "question", "answer")):
@@ -222,12 +230,14 @@ def scene_split(scene: list[Thing]) -> str:
     return "valid" if place == 8 else "test" if place == 9 else "train"
 
 
-def paint(scene: list[Thing], rng: random.Random, cell: int = CELL) -> Image.Image:
+def paint(scene: list[Thing], rng: random.Random, cell: int = CELL) -> "Image.Image":
     """The board as a picture of 3 x 3 cells of `cell` pixels, with jittered place, size and colour of each shape.
 
     The background is a colour gradient in x and y: a small model with relative positions learns "top left" from it
     soon.
     """
+    from PIL import Image, ImageDraw
+
     side = 3 * cell
     ramp = np.linspace(0, 180, side).astype(np.uint8)
     board = np.full((side, side, 3), 15, np.uint8)

@@ -2,16 +2,45 @@
 
     python eval.py --student runs/demo/student                        # the tiny world's held-out questions
     python eval.py --student runs/demo/student --data mine.jsonl      # your own questions (their test part)
+    python eval.py --student FOLDER --data DIR --benchmarks all       # the paper's fourteen benchmarks
+    torchrun --nproc_per_node 8 eval.py ...                           # the same, each GPU a share
+    python eval.py --compare RUN_A RUN_B                              # is B better? (runs/A1,runs/A2: seeds)
 
-Statistics need neither torch nor a model: `import eval` works with numpy alone.
+Scores and statistics need neither torch nor a model: `import eval` works with the standard library and numpy alone.
 """
 
+import contextlib
+import hashlib
 import json
 import math
+import os
+import platform
+import re
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import (
+    BENCHMARKS,
+    FILES,
+    PROMPTS,
+    RULES,
+    cell,
+    chosen,
+    final_answer,
+    kind_of,
+    mean,
+    prompt_of,
+    read_table,
+    records_of,
+    score_all,
+    score_item,
+    unit_of,
+    units_of,
+)
+from benchmarks import score_rows as score_rows
 from data import Flags, Question, UserError, load_questions, look, run_command, split_questions, world_questions
 from judge import Judge
 
@@ -26,11 +55,20 @@ def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def boot_means(values, clusters=None, weights=None, draws: int = 2000, seed: int = 0) -> np.ndarray:
+    """Bootstrapped (weighted) means, (draws,): clusters, or single values, are drawn with replacement."""
+    values = np.asarray(values, float)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, float)
+    place = np.arange(len(values)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    top, bottom = np.bincount(place, values * weights), np.bincount(place, weights)
+    rng = np.random.default_rng(seed)
+    picks = (rng.integers(0, len(top), len(top)) for _ in range(draws))
+    return np.array([top[pick].sum() / bottom[pick].sum() for pick in picks])
+
+
 def bootstrap(values, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of the mean of `values` (one per question: questions are drawn, not single answers)."""
-    values = np.asarray(values, float)
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(draws)]
+    means = boot_means(values, draws=draws, seed=seed)
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
@@ -90,6 +128,497 @@ def auc(right, wrong) -> float:
     """Chance that a score of `right` is above one of `wrong` (ties count half); 0.5 = the scores say nothing."""
     right, wrong = np.asarray(right)[:, None], np.asarray(wrong)[None]
     return float(((right > wrong) + 0.5 * (right == wrong)).mean()) if right.size and wrong.size else 0.5
+
+
+# ------------------------------------------------------------------------------------------------ asking
+
+
+# ------------------------------------------------------------------------------------------------ asking
+PRESETS = {"smoke": 64, "quick": 500, "paper": 0}  # questions a benchmark file; 0: all
+
+
+def limit_pictures(student, args) -> dict:
+    """Set the pixel and tile limits that the flags give -> what holds now. Other than in training: a warning."""
+    processor, size = student.image_processor, dict(student.image_processor.size)
+    tiles = getattr(processor, "max_patches", 0) if getattr(processor, "crop_to_patches", False) else 1
+    now = dict(min_pixels=size.get("shortest_edge"), max_pixels=size.get("longest_edge"), max_tiles=tiles)
+    if not hasattr(processor, "max_patches"):
+        now["max_tiles"] = None
+    for name, before in now.items():
+        flag, wanted = f"--{name.replace('_', '-')}", getattr(args, name)
+        if wanted and before is None:
+            raise UserError(f"{flag}: this student has no such limit; it has {', '.join(k for k in now if now[k])}")
+        if wanted and wanted != before:
+            print(f"warning: {flag} {wanted}, but the student was trained with {before}")
+            now[name] = wanted
+    if now["max_tiles"]:
+        processor.max_patches, processor.crop_to_patches = now["max_tiles"], now["max_tiles"] > 1
+    if now["max_pixels"]:
+        size |= dict(shortest_edge=now["min_pixels"], longest_edge=now["max_pixels"])
+        processor.size = type(processor.size)(**size)
+    return now
+
+
+def weights_hash(student) -> str:
+    """64 numbers of each tensor: tells students apart in seconds, the same on every rank."""
+    digest = hashlib.sha256()
+    for name, x in sorted(student.hf.state_dict().items()):
+        digest.update(name.encode() + x.flatten()[:: max(1, x.numel() // 64)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def run_key(settings: dict, data: str) -> str:
+    """Names what a text depends on: the settings and the data."""
+    return hashlib.sha256(json.dumps([settings, data], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_predictions(folder: Path, name: str, key: str) -> tuple[dict, list[str]]:
+    """({index: prediction}, what was wrong) of one benchmark file under this run key, from all ranks."""
+    found, wrong = {}, []
+    for path in sorted(folder.glob(f"preds.{name}.*.jsonl")):
+        lines = path.read_bytes().split(b"\n")
+        if path.name.split(".")[-3] != key:
+            wrong.append(f"{path}: {len(lines) - 1} predictions of another run key (this one: {key}) are left alone")
+            continue
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line or b"{}")
+                if row and ("text" in row or row["index"] not in found):
+                    found[row["index"]] = row
+            except (ValueError, KeyError, TypeError):
+                wrong.append(f"{path}:{number}: a half-written line is not read")
+    return found, wrong
+
+
+def encoder(student, name: str, table, settings: dict):
+    """A function row -> Prompt, which raises UserError naming the row when picture or length do not fit."""
+    limit = student.hf.config.get_text_config().max_position_embeddings
+
+    def encode(row: dict):
+        pictures = table.pictures(row["index"])
+        shown, texts = prompt_of(name, row, len(pictures), settings["prompt"], settings["suffix"])
+        try:
+            prompt = student.encode([pictures[k] for k in shown], texts)
+        except ValueError as error:
+            raise UserError(f"{table.path}: row {row['index']}: {error}") from None
+        if len(prompt.ids) >= limit:
+            raise UserError(f"{table.path}: row {row['index']}: {len(prompt.ids)} tokens, the model takes {limit}")
+        return prompt
+
+    return encode
+
+
+def ask_rows(student, name: str, table, rows: list[dict], settings: dict, folder: Path, batch: int) -> None:
+    """Append this rank's missing greedy answers to preds.NAME.KEY.RANK.jsonl, one JSON line each.
+
+    Which rank asks a row depends on the row and the number of ranks alone, so ranks need not talk; a restart may have
+    another number of them. Rows go by size, so that those of a batch are alike. Out of memory: half the batch, go on.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from rollout import GREEDY, rollout
+
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    key, encode = run_key(settings, table.md5), encoder(student, name, table, settings)
+    done = {index for index, row in read_predictions(folder, name, key)[0].items() if "text" in row}
+    by_size = sorted(rows, key=lambda r: (table.places[r["index"]][-1:], len(cell(r, "question")), r["index"]))[::-1]
+    todo = [row for row in by_size[rank::world] if row["index"] not in done]
+    path = folder / f"preds.{name}.{key}.{rank}.jsonl"
+    torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
+    window = 2 * batch  # encoded and sorted together: their pictures lie in memory
+    with path.open("a") as out, tqdm(total=len(todo), desc=name, delay=2) as bar:
+        out.write("\n" * torn)
+        for i in range(0, len(todo), window):
+            part, prompts = todo[i : i + window], []
+            for row in part:
+                try:
+                    prompts.append((row["index"], encode(row)))
+                except UserError as error:
+                    out.write(json.dumps(dict(index=row["index"], error=str(error))) + "\n")
+            prompts.sort(key=lambda x: len(x[1].ids))
+            while prompts:
+                try:
+                    names, asked = zip(*prompts[:batch], strict=True)
+                    answers = rollout(student, list(asked), list(names), 1, settings["max_new_tokens"], GREEDY)
+                except torch.cuda.OutOfMemoryError:
+                    if batch == 1:
+                        raise UserError(f"{name}: row {names[0]} alone does not fit into the GPU's memory") from None
+                    batch //= 2
+                    continue
+                prompts = prompts[len(asked) :]
+                for (r,) in answers:
+                    line = dict(index=r.question, text=r.text, tokens=len(r.ids), finished=r.finished)
+                    out.write(json.dumps(line) + "\n")
+                out.flush()
+            bar.update(len(part))
+
+
+def self_check(student, prompts: list, batch: int, max_new_tokens: int) -> dict:
+    """Do these prompts get the same texts alone and in a batch? -> {items, batch, different}."""
+    from rollout import GREEDY, rollout
+
+    names = [str(i) for i in range(len(prompts))]
+
+    def texts(rows: int) -> list[str]:
+        return [r.text for (r,) in rollout(student, prompts, names, 1, max_new_tokens, GREEDY, max_rows=rows)]
+
+    different = sum(a != b for a, b in zip(texts(1), texts(batch), strict=True))
+    return dict(items=len(prompts), batch=batch, different=different)
+
+
+def ask_benchmarks(args, tables: dict, folder: Path, before: dict | None) -> dict:
+    """Load the student and append the missing predictions -> the settings that these depend on."""
+    import torch
+    import transformers
+
+    from model import load
+
+    began, gpu = time.time(), torch.cuda.is_available()
+    dtype = args.dtype or ("bf16" if gpu else "fp32")
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu"
+    student = load(args.student, device=device, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+    settings = dict(weights=weights_hash(student), pictures=limit_pictures(student, args), prompt=args.prompt)
+    settings |= dict(suffix=args.suffix, max_new_tokens=args.max_new_tokens, dtype=dtype, decoding="greedy")
+    if before and before != settings:
+        count = sum(path.read_bytes().count(b"\n") for path in folder.glob("preds.*.jsonl"))
+        other = ", ".join(f"{k} {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v)
+        raise UserError(f"{folder}: holds {count} predictions of another run key ({other}); give another --into")
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "settings.json", json.dumps(settings) + "\n")
+    rows = {name: chosen(name, table, args.limit) for name, table in tables.items()}
+    run = dict(student=args.student, batch=args.batch, first_prompts={})
+    for name, table in tables.items() if os.environ.get("RANK", "0") == "0" else ():
+        prompts, encode = [], encoder(student, name, table, settings)
+        for row in rows[name][: 1 if run["first_prompts"] else max(1, args.check)]:
+            with contextlib.suppress(UserError):
+                prompts.append(encode(row))
+        if args.check and not run["first_prompts"]:
+            run["batch_check"] = self_check(student, prompts, args.batch, args.max_new_tokens)
+            print(f"batch check: {json.dumps(run['batch_check'])}")
+        text = student.tokenizer.decode(prompts[0].ids) if prompts else ""  # with "* 9" for nine picture tokens
+        run["first_prompts"][name] = re.sub(r"(<[^<>]+>)\1+", lambda m: f"{m[1]}*{len(m[0]) // len(m[1])}", text)
+    for name, table in tables.items():
+        ask_rows(student, name, table, rows[name], settings, folder, args.batch)
+    if run["first_prompts"]:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+        run |= dict(commit=done.stdout.strip(), attention=student.hf.config._attn_implementation)
+        run |= dict(torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__)
+        run["device"] = torch.cuda.get_device_name() if gpu else platform.machine()
+        run["python"] = platform.python_version()
+        run["seconds"] = round(time.time() - began, 1)
+        write(folder / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+    return settings
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+def measure_file(name: str, table, settings: dict, folder: Path, args, judge) -> tuple[dict, list, list]:
+    """Score one benchmark file -> (what results.json says of it, its units as {unit, cluster, score}, its predictions).
+
+    A unit with a missing answer or an unreadable picture is left out of the mean and counted, never scored 0.
+    """
+    found, wrong = read_predictions(folder, name, run_key(settings, table.md5))
+    rows = chosen(name, table, args.limit)
+    bad = [found[r["index"]]["error"] for r in rows if "error" in found.get(r["index"], ())]
+    missing = [r["index"] for r in rows if r["index"] not in found]
+    lost = {unit_of(name, r) for r in rows if "text" not in found.get(r["index"], ())}
+    rows = [r for r in rows if unit_of(name, r) not in lost]
+    said = [found[r["index"]] for r in rows]
+    scored = score_all(name, rows, [x["text"] for x in said], args.rules, judge)
+    if judge is None and kind_of(name) == "math":
+        scored = [x | {"score": None} for x in scored]  # without a judge only part of the answers can be read
+    units = units_of(name, rows, [x["score"] for x in scored])
+    final = [score_item(name, r, final_answer(x["text"]), args.rules)["score"] for r, x in zip(rows, said, strict=True)]
+    md5, count = FILES[name]
+    if md5 and table.md5[:8] != md5:
+        wrong.append(f"{table.path}: md5 {table.md5[:8]}, the public file has {md5}")
+    if len(table.rows) != count:
+        wrong.append(f"{table.path}: {len(table.rows)} rows, the public file has {count}")
+    wrong = (
+        [f"{name}: {len(missing)} rows have no answer, such as {m}" for m in missing[:1]] + wrong + table.wrong + bad
+    )
+    for line in [*wrong[:8], f"{name}: {len(wrong) - 8} more, in results.json"][: 9 if len(wrong) > 8 else len(wrong)]:
+        print(f"warning: {line}")
+    out = dict(md5=table.md5, rows=len(table.rows), torn=len(table.wrong), unreadable=len(bad), missing=len(missing))
+    out["records"] = records_of(name, rows, [x["score"] for x in scored]) if rows else []
+    out["score_of_final_answers"] = mean([x for _, x in units_of(name, rows, final)], 100)
+    out["wrong"] = wrong
+    units = [dict(unit=unit_of(name, r), cluster=table.twin[r["index"]], score=x) for r, x in units]
+    return out, units, [p | {"read": x["extracted"] is not False} for p, x in zip(said, scored, strict=True)]
+
+
+def measure(title: str, tables: dict, settings: dict, folder: Path, args, judge=None) -> tuple[dict, list, np.ndarray]:
+    """Score one benchmark -> (result, its units for items.jsonl, bootstrapped scores). Its files weigh the same."""
+    files, units, said = {}, [], []
+    for name in BENCHMARKS[title]:
+        files[name], part, texts = measure_file(name, tables[name], settings, folder, args, judge)
+        for u in part:  # what is drawn together: rows about one picture; the same question of MMMU-Pro's two files
+            cluster = str(u["unit"] if len(BENCHMARKS[title]) > 1 else u["cluster"])
+            weight = 1 / len(part) / len(BENCHMARKS[title])
+            row = dict(benchmark=title, unit=f"{name}:{u['unit']}", cluster=cluster)
+            units.append(row | dict(score=u["score"], weight=weight))
+        said += texts
+    result, values = dict(score=None, n=len(units), files=files), [u["score"] for u in units]
+    if not units or None in values:
+        return result, [], np.array([])
+    weights, clusters = [u["weight"] for u in units], [u["cluster"] for u in units]
+    draws, score, n = boot_means(values, clusters, weights), float(np.dot(values, weights)), len(set(clusters))
+    ends = np.quantile(draws, [0.025, 0.975])
+    if draws.std() == 0 or (n == len(units) and set(values) <= {0, 1}):
+        ends = wilson(score * n, n)
+    result |= dict(score=100 * score, interval=[100 * float(x) for x in ends], tokens=mean([x["tokens"] for x in said]))
+    result |= dict(unparsed=mean([not x["read"] for x in said]), cut_off=mean([not x["finished"] for x in said]))
+    return result, units, draws
+
+
+# ------------------------------------------------------------------------------------------------ results
+PAPER = {  # the paper's 7B student (arXiv 2510.19307), measured by its authors' evaluator: beside ours, not against it
+    "base": (83.9, 87.3, 67.8, 83.5, 83.4, 71.8, 63.7, 55.0, 38.3, 63.9, 56.4, 77.0, 70.4, 68.5),
+    "GRPO": (84.1, 88.8, 69.0, 83.8, 83.9, 72.8, 63.9, 56.2, 40.3, 65.2, 58.9, 77.4, 70.6, 69.4),
+    "Dr.GRPO": (84.5, 90.0, 69.5, 84.3, 84.4, 73.5, 64.2, 57.2, 41.8, 66.3, 60.7, 78.0, 70.9, 70.3),
+    "RIL": (86.1, 95.6, 79.7, 86.3, 86.5, 80.4, 71.1, 65.7, 48.5, 71.1, 70.0, 80.5, 72.8, 72.8),
+}
+
+
+def markdown(out: dict) -> str:
+    """results.md: one line a benchmark in the paper's order, the paper's numbers beside ours, then everything else."""
+    lines = ["| benchmark | score | 95 % | counted | unparsed | cut off | tokens | " + " | ".join(PAPER) + " |"]
+    lines += ["|---" * (7 + len(PAPER)) + "|"]
+    for place, name in enumerate(BENCHMARKS):
+        r, cells = out["benchmarks"].get(name), ["n/a", *[""] * 5]
+        if r and r["score"] is not None:
+            low, high = r["interval"]
+            cells = [f"{r['score']:.1f}", f"{low:.1f} to {high:.1f}", str(r["n"])]
+            cells += [f"{r['unparsed']:.3f}", f"{r['cut_off']:.3f}", f"{r['tokens']:.0f}"]
+        lines.append("| " + " | ".join([name, *cells, *(str(x[place]) for x in PAPER.values())]) + " |")
+    m, cells = out["mean"], ["n/a", ""]
+    if m["count"]:
+        cells = [f"{m['score']:.1f}", f"{m['interval'][0]:.1f} to {m['interval'][1]:.1f}"]
+    cells = [f"mean of {m['count']}", *cells, *[""] * 4, *(f"{np.mean(x):.1f}" for x in PAPER.values())]
+    lines += [
+        "| " + " | ".join(cells) + " |",
+        "",
+        "The last columns are reported elsewhere: the paper's 7B student,",
+    ]
+    lines += [
+        "mean of 14, another evaluator. Only runs of this one compare. n/a: no file, no answers, or no judge.",
+        "",
+    ]
+    for r in out["benchmarks"].values():
+        for file, found in r["files"].items():
+            lines += [f"- {file}: {json.dumps(record)}" for record in found["records"]]
+            lines += [f"- {file}: {text}" for text in found["wrong"][:8]]
+    rest = {k: v for k, v in out.items() if k not in ("benchmarks", "mean")}
+    return "\n".join([*lines, "", "```", json.dumps(rest, indent=1, ensure_ascii=False), "```", ""])
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+class Remembering:
+    """A judge that keeps its replies in judge.jsonl: scoring again asks nothing twice."""
+
+    def __init__(self, judge, name: str, path: Path):
+        self.judge, self.name, self.path, self.known = judge, name, path, {}
+        for line in path.read_bytes().splitlines() if path.is_file() else ():
+            with contextlib.suppress(ValueError, KeyError):
+                row = json.loads(line)
+                self.known[row["key"]] = row["reply"]
+
+    def ask(self, chats: list, max_tokens: int, temperature: float = 0.0) -> list[str]:
+        """judge.Server's ask."""
+        keys = [run_key(dict(judge=self.name, temperature=temperature), json.dumps(chat)) for chat in chats]
+        new = [i for i, key in enumerate(keys) if key not in self.known]
+        replies = self.judge.ask([chats[i] for i in new], max_tokens, temperature) if new else []
+        with self.path.open("a") as out:
+            for i, reply in zip(new, replies, strict=True):
+                self.known[keys[i]] = reply
+                out.write(json.dumps(dict(key=keys[i], reply=reply)) + "\n")
+        return [self.known[key] for key in keys]
+
+
+def find_tables(data: str, wanted: str) -> dict:
+    """{benchmark file: Table} of --benchmarks. With "all" a file may be absent: its benchmark is n/a, and said so."""
+    names = list(BENCHMARKS) if wanted == "all" else wanted.split(",")
+    for name in names:
+        if name not in BENCHMARKS:
+            raise UserError(f"--benchmarks {name}: unknown; there are all, {', '.join(BENCHMARKS)}")
+    if not Path(data or "?").is_dir():
+        raise UserError(f"--data {data or '(not given)'}: give the folder that holds the benchmark files (see README)")
+    paths = {}
+    for file in (f for name in names for f in BENCHMARKS[name]):
+        places = (Path(data) / x for x in (f"{file}.tsv", f"{file}.jsonl", f"{file}/{file}.json"))
+        paths[file] = next((x for x in places if x.is_file()), None)
+    absent = [file for file, path in paths.items() if path is None]
+    if absent and (wanted != "all" or len(absent) == len(paths)):
+        raise UserError(f"{data}/{absent[0]}.tsv: no such file; the README says where each one comes from")
+    if absent:
+        print(f"warning: n/a, not in {data}: {', '.join(absent)}")
+    return {f: read_table(paths[f]) for n in names if not set(absent) & set(BENCHMARKS[n]) for f in BENCHMARKS[n]}
+
+
+def run_benchmarks(args, judge=None) -> dict | None:
+    """Ask and score -> what results.json holds; None when other ranks are still at work. `judge`: see judge_replies."""
+    tables, began = find_tables(args.data, args.benchmarks), time.time()
+    folder = Path(args.into or f"{args.student if Path(args.student).is_dir() else 'runs/' + args.student}-eval")
+    judged_by = f"{args.judge} {args.judge_model}".strip() if args.judge != "rule" else judge and "given"
+    if judged_by and judge is None:
+        from judge import Server
+
+        judge = Server(args.judge, args.judge_model)
+    kept = folder / "settings.json"
+    settings = json.loads(kept.read_text()) if kept.is_file() else None
+    if not args.score_only:
+        settings = ask_benchmarks(args, tables, folder, settings)
+    elif not settings:
+        raise UserError(f"{kept}: no such file; run once without --score-only")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not args.score_only:
+        for name, table in tables.items():
+            found = read_predictions(folder, name, run_key(settings, table.md5))[0]
+            if any(row["index"] not in found for row in chosen(name, table, args.limit)):
+                print(f"{name}: other ranks are still at work; the last one writes the results (or --score-only does)")
+                return None
+    judge = judge and Remembering(judge, judged_by, folder / "judge.jsonl")
+    results, items, draws = {}, [], []
+    for title in (n for n in BENCHMARKS if set(BENCHMARKS[n]) <= tables.keys()):
+        results[title], units, drawn = measure(title, tables, settings, folder, args, judge)
+        items, draws = items + units, draws + [drawn] * bool(units)
+    scores = {n: r["score"] for n, r in results.items() if r["score"] is not None}
+    total = dict(count=len(scores), score=mean(list(scores.values())), of=list(scores), interval=None)
+    if draws:
+        total["interval"] = [100 * float(x) for x in np.quantile(np.mean(draws, 0), [0.025, 0.975])]
+    out = dict(mean=total, benchmarks=results, rules=args.rules, judge=judged_by, limit=args.limit, settings=settings)
+    out["run"] = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
+    write(folder / "items.jsonl", "".join(json.dumps(x) + "\n" for x in items))
+    write(folder / "results.json", json.dumps(out, indent=1, ensure_ascii=False) + "\n")
+    write(folder / "results.md", markdown(out))
+    for name, r in results.items():
+        found = "n/a"
+        if r["score"] is not None:
+            low, high = r["interval"]
+            found = f"{r['score']:.2f}  95 % {low:.2f} to {high:.2f}  unparsed {r['unparsed']:.3f}"
+        print(f"{name}: {found}  n {r['n']}")
+    print(f"mean of {len(scores)}: {round(total['score'], 2) if scores else 'n/a'}  ({time.time() - began:.1f} s)")
+    print(f"results: {folder}/results.md")
+    return out
+
+
+# ------------------------------------------------------------------------------------------------ comparing
+def mcnemar(won: int, lost: int) -> float:
+    """Exact two-sided p of won against lost pairs if each were a fair coin: 10 and 2 -> 0.0386; none -> 1."""
+    n, k = won + lost, min(won, lost)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+
+
+def sign_flips(values, clusters, draws: int = 5000, seed: int = 0) -> float:
+    """p of a mean difference when each cluster's sign were a fair coin; for graded units and means over seeds."""
+    sums = np.bincount(np.unique(clusters, return_inverse=True)[1], values)
+    rng, hit = np.random.default_rng(seed), 0
+    for _ in range(draws):
+        hit += abs((sums * rng.choice((-1, 1), len(sums))).sum()) >= abs(sums.sum()) - 1e-12
+    return (hit + 1) / (draws + 1)
+
+
+def holm(ps: dict[str, float]) -> dict[str, float]:
+    """Holm's p-values for a family of tests: {a: 0.01, b: 0.04} -> {a: 0.02, b: 0.04}."""
+    out, worst = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(ps.items(), key=lambda x: x[1])):
+        out[name] = worst = max(worst, min(1.0, p * (len(ps) - rank)))
+    return out
+
+
+def load_run(folder: Path) -> tuple[dict, dict]:
+    """(what must agree, {benchmark: {unit: {score, cluster, weight}}}) of a folder with benchmark results, or of a run
+    of train.py (its held-out questions, greedy). Raises UserError naming the folder.
+    """
+    if (folder / "items.jsonl").is_file() and (folder / "results.json").is_file():
+        out = json.loads((folder / "results.json").read_text())
+        same = {k: v for k, v in out["settings"].items() if k != "weights"} | dict(
+            rules=out["rules"], judge=out["judge"]
+        )
+        same["data"] = {f: x["md5"] for r in out["benchmarks"].values() for f, x in r["files"].items()}
+        rows = [json.loads(x) for x in (folder / "items.jsonl").read_text().splitlines()]
+    elif (folder / "answers.jsonl").is_file():
+        config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+        same = {k: config.get(k) for k in ("data", "judge", "ask_prefix")}
+        rows = [json.loads(x) for x in (folder / "answers.jsonl").read_text().splitlines()]
+        rows = [dict(unit=r["question"], score=r["greedy"]) for r in rows if r["who"] == "after"]
+        rows = [r | dict(benchmark="questions", cluster=r["unit"], weight=1) for r in rows]
+    else:
+        raise UserError(f"{folder}: neither results.json with items.jsonl (eval.py --benchmarks) nor answers.jsonl")
+    out = {}
+    for r in rows:
+        out.setdefault(r["benchmark"], {})[r["unit"]] = r
+    return same, out
+
+
+def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:
+    """Side B against side A, both lists of seeds -> {benchmark: {a, b, difference, interval, p, holm, won, lost,
+    visible}, "mean": ...} in points. Raises UserError when anything but the weights differs: data, prompt, rules ...
+    """
+    runs = {path: load_run(path) for path in (*side_a, *side_b)}
+    first, (same, units) = next(iter(runs.items()))
+    for path, (other, theirs) in runs.items():
+        for key in same.keys() | other.keys():
+            if same.get(key) != other.get(key):
+                raise UserError(f"{path}: {key} differs from that of {first}: {other.get(key)}, {same.get(key)}")
+        for name in units.keys() | theirs.keys():
+            if units.get(name, {}).keys() != theirs.get(name, {}).keys():
+                raise UserError(f"{path}: {name} was not measured on the same questions as in {first}")
+    out, all_draws = {}, []
+    for name, rows in units.items():
+        ids = sorted(rows)
+        cluster, weight = [str(rows[u]["cluster"]) for u in ids], np.array([rows[u]["weight"] for u in ids], float)
+        weight *= len(ids) / weight.sum()
+        x = {path: np.array([runs[path][1][name][u]["score"] for u in ids], float) for path in runs}
+        a, b = (np.mean([x[path] for path in side], 0) for side in (side_a, side_b))
+        d = b - a
+        found = boot_means(d, cluster, weight, draws)
+        won, lost = [u for u, v in zip(ids, d, strict=True) if v > 0], [u for u, v in zip(ids, d, strict=True) if v < 0]
+        binary = set(np.concatenate([a, b])) <= {0.0, 1.0}
+        share = float(np.mean(d**2)) or 0.15  # no pair differs: as if 15 % did
+        out[name] = dict(
+            a=over_seeds([100 * float(np.mean(x[p] * weight)) for p in side_a]),
+            b=over_seeds([100 * float(np.mean(x[p] * weight)) for p in side_b]),
+            n=len(ids),
+            difference=100 * float(np.mean(d * weight)),
+            interval=[100 * float(np.quantile(found, q)) for q in (0.025, 0.975)],
+            p=mcnemar(len(won), len(lost)) if binary else sign_flips(d * weight, cluster),
+            won=len(won),
+            lost=len(lost),
+            visible=100 * 2.8 * math.sqrt(share / len(ids)),  # found in 80 % of such comparisons
+            won_first=won[:10],
+            lost_first=lost[:10],
+        )
+        all_draws.append(found)
+    for name, p in holm({name: r["p"] for name, r in out.items()}).items():
+        out[name]["holm"] = p
+    if len(out) > 1:
+        low, high = (100 * float(np.quantile(np.mean(all_draws, 0), q)) for q in (0.025, 0.975))
+        out["mean"] = dict(difference=float(np.mean([r["difference"] for r in out.values()])), interval=[low, high])
+    return out
+
+
+def show_comparison(found: dict) -> None:
+    """One line a benchmark; seeds' spread is half of Student's 95 % interval."""
+
+    def side(x: dict) -> str:
+        return f"{x['mean']:.2f}" + (f" +- {x['half']:.2f} ({len(x['values'])} seeds)" if x["half"] is not None else "")
+
+    for name, r in found.items():
+        low, high = r["interval"]
+        line = f"{name}: difference {r['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        if name != "mean":
+            line += f"  {side(r['a'])} -> {side(r['b'])}  p {r['p']:.4f}  holm {r['holm']:.4f}"
+            line += f"  won {r['won']} lost {r['lost']} of {r['n']}  visible from {r['visible']:.2f}"
+        print(line)
+        for which in ("won", "lost"):
+            if r.get(which):
+                print(f"    {which}: {', '.join(r[which + '_first'])}")
 
 
 # ------------------------------------------------------------------------------------------------ showing it
@@ -170,26 +699,54 @@ def start_and_end(rows: list[dict]) -> dict[str, float]:
     return out
 
 
-def main() -> None:
-    """The command line; prints key: value lines."""
+def main(judge=None) -> None:
+    """The command line; prints key: value lines. `judge` stands in for the server that --judge names."""
     parser = Flags(__doc__)
     parser.add_argument("--student", default="", help="a folder such as runs/NAME/student")
-    parser.add_argument("--into", default="", help="a folder for summary.json and answers.jsonl (one line a question)")
-    parser.add_argument(
-        "--data", default="", help="a JSONL file of questions (default: the tiny world's test questions)"
-    )
+    parser.add_argument("--into", default="", help="a folder for what is found (benchmarks: beside the student)")
+    parser.add_argument("--data", default="", help="a JSONL file of questions, or the folder of benchmark files")
     parts = ("train", "valid", "test", "all")
     parser.add_argument("--part", default="test", choices=parts, help="which part (train.py trains on train) [test]")
     parser.add_argument("--questions", type=int, default=1000, help="how many questions of the tiny world")
     parser.add_argument("--draws", type=int, default=4, help="sampled answers per question")
-    parser.add_argument("--max-new-tokens", type=int, default=40)
-    parser.add_argument("--judge", default="rule")
+    parser.add_argument("--max-new-tokens", type=int, default=0, help="[40; benchmarks 2048]")
+    parser.add_argument("--judge", default="rule", help="rule; for MM-Vet and MathVista a server, http://HOST/v1")
+    parser.add_argument("--judge-model", default="", help="the model to ask that server for")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--benchmarks", default="", help=f"all, or some of {','.join(BENCHMARKS)}")
+    parser.add_argument("--preset", default="paper", choices=PRESETS, help="questions a file: 64, 500 or all [paper]")
+    parser.add_argument("--limit", type=int, default=0, help="questions a file, in place of the preset's")
+    parser.add_argument("--rules", default="2025-10", choices=RULES, help="whose scoring [2025-10]")
+    parser.add_argument("--prompt", default="kit", choices=PROMPTS, help="prompt style [kit]")
+    parser.add_argument("--suffix", default="", help="text behind every prompt, such as the one of training")
+    parser.add_argument("--min-pixels", type=int, default=0, help="a picture's [as in training]")
+    parser.add_argument("--max-pixels", type=int, default=0, help="a picture's [as in training]")
+    parser.add_argument("--max-tiles", type=int, default=0, help="a picture's [as in training]")
+    parser.add_argument("--batch", type=int, default=64, help="questions answered together")
+    parser.add_argument("--check", type=int, default=8, help="first questions to answer alone and in a batch; 0: none")
+    parser.add_argument("--dtype", default="", choices=("", "fp32", "bf16"), help="[bf16 on a GPU, else fp32]")
+    parser.add_argument("--score-only", action="store_true", help="score the predictions that are there; no model")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two runs, or two comma lists of seeds")
     args = parser.parse_args()
-    if not args.student:
+    if args.compare:
+        sides = [[Path(x) for x in side.split(",") if x] for side in args.compare]
+        found = compare(*sides)
+        show_comparison(found)
+        if args.into:
+            Path(args.into).mkdir(parents=True, exist_ok=True)
+            write(Path(args.into) / "compare.json", json.dumps(found, indent=1) + "\n")
+        return
+    if not args.student and not (args.score_only and args.into):
         raise UserError("--student is missing: give a folder such as runs/demo/student")
-    if args.draws < 0 or args.questions < 1 or args.max_new_tokens < 1:
-        raise UserError("--draws must be at least 0, --questions and --max-new-tokens at least 1")
+    args.max_new_tokens = args.max_new_tokens or (2048 if args.benchmarks else 40)
+    if args.draws < 0 or min(args.questions, args.max_new_tokens, args.batch) < 1 or min(args.limit, args.check) < 0:
+        raise UserError("--draws, --limit, --check: at least 0; --questions, --max-new-tokens, --batch: at least 1")
+    if args.benchmarks:
+        args.limit = args.limit or PRESETS[args.preset]
+        run_benchmarks(args, judge)
+        return
+    if args.score_only or Path(args.data or "no").is_dir():
+        raise UserError("--benchmarks is missing: all, or some of " + ",".join(BENCHMARKS))
     if args.data:
         questions = load_questions(args.data)
         questions = questions if args.part == "all" else split_questions(questions)[args.part]

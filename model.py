@@ -565,9 +565,16 @@ class VLM(nn.Module):
         made = [self.image_processor([p], return_tensors="pt") for p in pictures]
         return [{name: x[name] for name in self.family.tensors} for x in made]
 
-    def chat_text(self, looked: list[dict], text: str, system: str = "") -> str:
-        """The chat up to where the answer begins, with as many placeholders as each picture has image tokens."""
-        content = [{"type": "image"} for _ in looked] + [{"type": "text", "text": text}]
+    def chat_text(self, looked: list[dict], text: str | list[str], system: str = "") -> str:
+        """The chat up to where the answer begins, with as many placeholders as each picture has image tokens.
+
+        Pictures stand before the text; a list of texts, one more than pictures, has them in between.
+        """
+        texts = text if isinstance(text, list) else [""] * len(looked) + [text]
+        text, content = "".join(texts), [{"type": "text", "text": texts[0]}]
+        for piece in texts[1:]:
+            content += [{"type": "image"}, {"type": "text", "text": piece}]
+        content = [part for part in content if part.get("text") != ""]
         chat = [{"role": "system", "content": system}] if system else []
         chat.append({"role": "user", "content": content if looked else text})
         text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -579,11 +586,11 @@ class VLM(nn.Module):
             pieces[i] += self.family.picture_text(self.family.picture_tokens(self.base.config, one))
         return "".join(pieces)
 
-    def chat_ids(self, looked: list[dict], text: str, system: str = "") -> list[int]:
+    def chat_ids(self, looked: list[dict], text: str | list[str], system: str = "") -> list[int]:
         """The chat's tokens up to where the answer begins."""
         return self.tokenizer(self.chat_text(looked, text, system), add_special_tokens=False)["input_ids"]
 
-    def encode(self, pictures: list, text: str, system: str = "") -> Prompt:
+    def encode(self, pictures: list, text: str | list[str], system: str = "") -> Prompt:
         """Pictures and text as the model's chat, up to where the answer begins."""
         looked = self.look(pictures)
         return self.prompt(self.chat_ids(looked, text, system), looked)
