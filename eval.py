@@ -5,6 +5,7 @@
     python eval.py --student FOLDER --data DIR --benchmarks all       # the paper's fourteen benchmarks
     torchrun --nproc_per_node 8 eval.py ...                           # the same, each GPU a share
     python eval.py --compare RUN_A RUN_B                              # is B better? (runs/A1,runs/A2: seeds)
+    python eval.py --calibrate results/judge_cases.jsonl --judge rule # a judge against labelled responses
 
 Scores and statistics need neither torch nor a model: `import eval` works with the standard library and numpy alone.
 """
@@ -41,8 +42,18 @@ from benchmarks import (
     units_of,
 )
 from benchmarks import score_rows as score_rows
-from data import Flags, Question, UserError, load_questions, look, run_command, split_questions, world_questions
-from judge import Judge
+from data import (
+    Flags,
+    Question,
+    UserError,
+    load_questions,
+    look,
+    read_jsonl,
+    run_command,
+    split_questions,
+    world_questions,
+)
+from judge import Judge, agreement
 
 
 def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -699,6 +710,29 @@ def start_and_end(rows: list[dict]) -> dict[str, float]:
     return out
 
 
+# ------------------------------------------------------------------------------------------------ calibration
+def calibrate(path: str, names: list[str]) -> None:
+    """Prints each judge's agreement with labelled lines {question, answer, response, label}, then that of each pair."""
+    rows, pairs, labels, found = read_jsonl(path, ("question", "answer", "response", "label")), [], [], {}
+    for where, row in rows:
+        if row["label"] not in (0, 1) or not all(isinstance(row[k], str) for k in ("question", "answer", "response")):
+            raise UserError(f"{where}: question, answer and response must be texts, label 0 or 1")
+        pairs.append((Question(where, (), row["question"], row["answer"]), row["response"]))
+        labels.append(int(row["label"]))
+    for name in names:
+        judge = Judge(name)
+        found[name] = judge.score(pairs)
+        print(f"{name} malformed: {judge.malformed_share():.3f}")
+    for i, (name, verdicts) in enumerate(found.items()):
+        for against, truth in [("the labels", labels), *list(found.items())[:i]]:
+            n = agreement(truth, verdicts)
+            parts = (("accuracy", "right", "n"), ("false positives", "false_positives", "negatives"))
+            for what, part, whole in (*parts, ("false negatives", "false_negatives", "positives")):
+                low, high = wilson(n[part], n[whole])
+                share = n[part] / max(n[whole], 1)
+                print(f"{name} against {against}: {what} {n[part]}/{n[whole]} = {share:.3f} [{low:.3f}, {high:.3f}]")
+
+
 def main(judge=None) -> None:
     """The command line; prints key: value lines. `judge` stands in for the server that --judge names."""
     parser = Flags(__doc__)
@@ -727,7 +761,10 @@ def main(judge=None) -> None:
     parser.add_argument("--dtype", default="", choices=("", "fp32", "bf16"), help="[bf16 on a GPU, else fp32]")
     parser.add_argument("--score-only", action="store_true", help="score the predictions that are there; no model")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two runs, or two comma lists of seeds")
+    parser.add_argument("--calibrate", default="", help="JSONL of labelled responses: how good is --judge A[,B]?")
     args = parser.parse_args()
+    if args.calibrate:
+        return calibrate(args.calibrate, args.judge.split(","))
     if args.compare:
         sides = [[Path(x) for x in side.split(",") if x] for side in args.compare]
         found = compare(*sides)

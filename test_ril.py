@@ -2280,3 +2280,166 @@ def test_the_pilot_writes_its_page(tmp_path):
     assert "8 of 8 prompts, token for token" in page and "planned" in page and "tiny-qwen-teacher:" in page
     gap = float(re.search(r"largest difference (\S+)", page).group(1))
     assert gap < 1e-4
+
+
+# ------------------------------------------------------------------------------------------------ teachers and judges
+def own_questions(folder: Path, count: int = 40) -> str:
+    """A JSONL file of tiny-world questions with their pictures."""
+    lines = []
+    for i, q in enumerate(data.world_questions("train", count, seed=5)):
+        q.images[0].save(folder / f"{i}.png")
+        lines.append(json.dumps(dict(id=q.id, image=f"{i}.png", question=q.text, answer=q.answer)))
+    (folder / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    return "mine.jsonl"
+
+
+def test_a_served_teachers_answers_survive_a_dead_server_without_loss_or_doubles(straight, tmp_path, monkeypatch):
+    """The server dies after 50 requests; the same command later asks for the rest only, and the loop trains on it."""
+    monkeypatch.setattr(teachers, "Server", lambda url: jd.Server(url, tries=2, in_flight=4, sleep=lambda s: None))
+    file, served, dying = own_questions(tmp_path), [], [True]
+
+    def answer(handler, body):
+        if len(served) >= 50 and dying:
+            return handler.reply(503, {})
+        served.append((body["messages"][0]["content"][-1]["text"], body["seed"]))
+        handler.say("i see red circle. the answer is red <|im_end|>", reason="length" if len(served) == 3 else "stop")
+
+    with stub_server(answer) as (url, _):
+        flags = ["--run", "t", *SMALL, "--data", file, "--student", str(straight / "sft"), "--steps", "1"]
+        flags += ["--teachers", f"big={url}", "--teacher-samples", "2"]
+        with pytest.raises(data.UserError, match="tries without a usable answer"):
+            command(tmp_path, *flags, "--stage", "sft")
+            command(tmp_path, *flags, "--stage", "teachers")
+        part = tmp_path / "runs/t/teachers-big.part.jsonl"
+        before = part.read_text().splitlines()
+        assert 40 <= len(before) <= 50
+        part.write_text(part.read_text() + '{"question": "tor')
+        dying.clear()
+        command(tmp_path, *flags)
+    rows = [json.loads(x) for x in (tmp_path / "runs/t/teachers.jsonl").read_text().splitlines()]
+    train_part = data.split_questions(data.load_questions(tmp_path / file))["train"]
+    assert sorted(r["question"] for r in rows) == sorted(2 * [q.id for q in train_part])
+    assert len(set(served)) == len(served)  # no sample was asked for twice
+    assert [x for x in part.read_text().splitlines()][: len(before)] == before
+    assert sum(not r["finished"] for r in rows) == 1 and all(r["verdict"] in (0, 1) for r in rows)
+    summary = json.loads((tmp_path / "runs/t/summary.json").read_text())
+    assert "sampled_after" in summary and "sampled_teacher" not in summary
+
+
+def test_responses_from_a_file_fill_in_for_a_teacher_that_has_too_few(straight, tmp_path, capsys):
+    questions = data.world_questions("train", 48)
+    lines = [dict(question=q.id, teacher="a", text=f"the answer is {q.answer}") for q in questions for _ in range(4)]
+    lines += [dict(question=q.id, teacher="b", text="final red") for q in questions[10:] for _ in range(4)]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    flags = ["--run", "f", *SMALL, "--steps", "1", "--teachers", "a,b", "--teachers-file", str(tmp_path / "said.jsonl")]
+    command(tmp_path, *flags, "--student", str(straight / "sft"))
+    out = capsys.readouterr().out
+    assert "20 responses stand in" in out  # ten questions without b, two of its rows in each group
+    (tmp_path / "said.jsonl").write_text(
+        "".join(json.dumps(x) + "\n" for x in lines if x["question"] != questions[3].id)
+    )
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.raises(
+        data.UserError, match=f"no whole teacher response to 1 questions, the first is '{questions[3].id}'"
+    ):
+        command(tmp_path, *flags, "--student", str(straight / "sft"))
+
+
+def test_the_loop_runs_with_a_local_judge_and_remembers_its_verdicts(straight, judge_folder, tmp_path):
+    rows = switched(
+        straight, tmp_path, "j", "--judge", str(judge_folder), "--teacher-samples", "4", "--teachers", "reference"
+    )
+    assert all(0 <= r["malformed"] <= 1 and 0 <= r["answer"] <= 1 for r in rows)
+    lines = [json.loads(x) for x in (tmp_path / "runs/j/verdicts.jsonl").read_text().splitlines()]
+    assert len({x["key"] for x in lines}) == len(lines) > 48  # the references, and what the student said
+    with pytest.raises(data.UserError, match="--judge nobody"):
+        train.parse(["--judge", "nobody"])
+
+
+def test_the_loop_runs_with_a_served_judge_and_names_a_dead_one(straight, tmp_path, monkeypatch):
+    monkeypatch.setattr(jd, "Server", lambda url, *_: REAL_SERVER(url, tries=2, sleep=lambda s: None))
+
+    def answer(handler, body):
+        right = "red" in body["messages"][-1]["content"].split("<generated text>")[1]
+        handler.say(f"it says so. <answer>{int(right)}</answer>")
+
+    with stub_server(answer) as (url, got):
+        rows = switched(straight, tmp_path, "s", "--judge", url, "--teachers", "reference", "--teacher-samples", "4")
+        assert len(got) > 50 and any(0 < r["answer"] < 1 or 0 < r["teacher_answer"] < 1 for r in rows)
+    with pytest.raises(data.UserError, match=f"{url}.*is it running"):
+        command(tmp_path, "--run", "dead", *SMALL, "--student", str(straight / "sft"), "--judge", url)
+
+
+REAL_SERVER = jd.Server
+
+
+def test_selection_keeps_what_the_teacher_knows_and_the_student_does_not_and_resumes(straight, tmp_path, capsys):
+    file = own_questions(tmp_path)
+    lines = (tmp_path / file).read_text().splitlines()
+    long = json.loads(lines[0]) | dict(id="long", answer="red " * 60)
+    (tmp_path / file).write_text("\n".join([*lines, json.dumps(long)]) + "\n")
+    flags = [
+        "--run",
+        "q",
+        *SMALL,
+        "--data",
+        file,
+        "--student",
+        str(straight / "sft"),
+        "--stage",
+        "select",
+        "--keep",
+        "10",
+    ]
+    command(tmp_path, *flags)
+    run = tmp_path / "runs/q"
+    scores = {r["question"]: r["score"] for r in map(json.loads, (run / "scores.jsonl").read_text().splitlines())}
+    kept = {q.id for q in data.load_questions(run / "selected.jsonl")}
+    assert scores["long"] is None and len(kept) == 10 and len(scores) == 41
+    assert min(scores[i] for i in kept) >= max(x for i, x in scores.items() if x is not None and i not in kept)
+    teacher, student = model.load(teachers.FOLDER / "tiny-qwen-teacher"), model.load(straight / "sft")
+    q = next(q for q in data.load_questions(tmp_path / file) if q.id in kept)
+
+    def alone(vlm):
+        ids = torch.tensor(vlm.reply_ids(q.answer))
+        prompt = vlm.encode_question(q)
+        with torch.no_grad():
+            logits = vlm.hf(**stock_inputs(vlm, prompt, torch.cat([prompt.ids, ids]))).logits[0] + vlm.banned
+        return logits.log_softmax(-1)[len(prompt.ids) - 1 : -1].gather(1, ids[:, None]).mean().item()
+
+    assert abs(scores[q.id] - (alone(teacher) - alone(student))) < 1e-4
+    whole = (run / "scores.jsonl").read_text()
+    (run / "scores.jsonl").write_text("\n".join(whole.splitlines()[:20]) + '\n{"question": "to')  # killed in the middle
+    command(tmp_path, *flags)
+    again = {r["question"]: r["score"] for r in map(json.loads, (run / "scores.jsonl").read_text().splitlines())}
+    assert all(again[k] == scores[k] if scores[k] is None else abs(again[k] - scores[k]) < 1e-5 for k in scores)
+    assert "#" in capsys.readouterr().out
+    flags[flags.index("q")] = "p"
+    command(tmp_path, *flags, "--select", "pass-rate", "--teacher-samples", "4")
+    rates = [json.loads(x) for x in (tmp_path / "runs/p/scores.jsonl").read_text().splitlines()]
+    kept = {q.id for q in data.load_questions(tmp_path / "runs/p/selected.jsonl")}
+    assert kept == set([r["question"] for r in rates if r["score"] is not None and 0 < r["score"] < 1][:10])
+
+
+def test_a_folder_can_be_warmed_up_on_your_own_answers(straight, tmp_path):
+    file = own_questions(tmp_path, 12)
+    flags = ["--run", "w", *SMALL, "--student", str(straight / "sft"), "--stage", "sft"]
+    command(tmp_path, *flags, "--sft-data", str(tmp_path / file), "--sft-steps", "60", "--sft-pictures", "6")
+    losses = [r["loss"] for r in metrics(tmp_path / "runs/w")]
+    before, after = model.load(straight / "sft"), model.load(tmp_path / "runs/w/sft")
+    questions = data.load_questions(tmp_path / file)
+    was, now = (np.mean(teachers.answer_logps(vlm, questions)) for vlm in (before, after))
+    assert losses[-1] < 0.3 and now > was + 0.3
+
+
+def test_calibration_counts_what_a_judge_gets_wrong(tmp_path, judge_folder, capsys):
+    rows = [("red", "it is red", 1), ("red", "blue", 0), ("3", "three", 1), ("3", "4", 1)]
+    lines = [dict(question="what?", answer=a, response=r, label=x) for a, r, x in rows]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    ev.calibrate(str(tmp_path / "c.jsonl"), ["rule", str(judge_folder)])
+    out = capsys.readouterr().out
+    assert "rule against the labels: accuracy 3/4 = 0.750" in out and "false negatives 1/3" in out
+    assert f"{judge_folder} against rule: accuracy" in out
+    (tmp_path / "c.jsonl").write_text(json.dumps(lines[0] | dict(label=2)) + "\n")
+    with pytest.raises(data.UserError, match="c.jsonl:1: .*label 0 or 1"):
+        ev.calibrate(str(tmp_path / "c.jsonl"), ["rule"])
