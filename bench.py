@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from data import Flags, run_command, world_questions
+from data import Flags, UserError, run_command, world_questions
 from discriminator import Discriminator, discriminator_loss
 from grpo import advantages, policy_loss
 from model import FULL, TINY, load, pack, random_shell, ranks, shell
@@ -41,6 +41,8 @@ def median_seconds(work: dict, repeats: int) -> dict[str, float]:
         for name, job in work.items():
             begin = time.perf_counter()
             job()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if i:  # the first round warms up
                 times[name].append(time.perf_counter() - begin)
     return {name: statistics.median(t) for name, t in times.items()}
@@ -74,19 +76,24 @@ JUDGE_PARAMETERS = {"qwen2.5-32b": 32.763876352e9}
 
 
 def sizes(name: str) -> dict[str, float]:
-    """Parameters of a model by part, counted on the real classes without memory; kv: a token's bytes in the cache."""
-    vlm = random_shell(name) if name in FULL else load(name) if name in TINY else shell(name, torch.float32)[0]
+    """`count_of` a model by its name or folder, without memory."""
+    return count_of(
+        random_shell(name) if name in FULL else load(name) if name in TINY else shell(name, torch.float32)[0]
+    )
+
+
+def count_of(vlm) -> dict[str, float]:
+    """Parameters of a model of the real classes by part; kv: bytes that a token leaves in a bf16 cache."""
     text, base = vlm.hf.config.get_text_config(), vlm.base
 
     def count(module):
         return sum(p.numel() for p in module.parameters())
 
-    out = dict(
-        all=count(vlm.hf), head=0 if vlm.tied else count(vlm.hf.lm_head), layers=count(base.language_model.layers)
-    )
-    out |= dict(layer=count(base.language_model.layers[0]), vision=count(base.get_submodule(vlm.family.vision)))
+    out = dict(all=count(vlm.hf), head=0 if vlm.tied else count(vlm.hf.lm_head))
+    out |= dict(layers=count(base.language_model.layers), layer=count(base.language_model.layers[0]))
+    out |= dict(vision=count(base.get_submodule(vlm.family.vision)), depth=text.num_hidden_layers)
     dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    out |= dict(root=out["all"] - out["layers"] - out["vision"], depth=text.num_hidden_layers)
+    out |= dict(root=out["all"] - out["layers"] - out["vision"])
     out |= dict(kv=4 * text.num_hidden_layers * text.num_key_value_heads * dim)  # two of two bytes each
     return out | dict(hidden=text.hidden_size, wide=text.intermediate_size, words=text.vocab_size)
 
@@ -226,27 +233,35 @@ def main() -> None:
     parser.add_argument("--response-tokens", type=int, default=14, help="tokens per response, the end token included")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda [cpu]")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of the weights here [fp32]")
+    parser.add_argument("--random-weights", action="store_true", help="a published student at full size, no download")
     parser.add_argument("--out", default="", help="write the numbers to this file too")
     args = parser.parse_args()
+    if args.random_weights and args.student not in FULL:
+        raise UserError(f"--random-weights is for published names: {', '.join(FULL)}")
     torch.set_num_threads(args.threads)
-    Q, G, T = args.questions, args.group_size, args.response_tokens
-    student = load(args.student)
+    Q, G, T, real = args.questions, args.group_size, args.response_tokens, args.student in FULL
+    dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
+    student = load(args.student, device=args.device, dtype=dtype, random_weights=args.random_weights)
+    if real:
+        student.family.limit(student.image_processor, 1280)
     student.ends = [-1]  # nobody stops early: both sides write T tokens for every response
     D = Discriminator(student)
-    questions = world_questions("train", Q)
+    questions = world_questions("train", Q, cell=112 if real else 14)
     prompts, names = [student.encode_question(q) for q in questions], [q.id for q in questions]
     generator = torch.Generator().manual_seed(0)
     word = len(student.tokenizer) - 60
     groups = [torch.randint(word, word + 60, (2 * G, T), generator=generator).tolist() for _ in range(Q)]
-    advantage = advantages(torch.randint(0, 3, (Q, 2 * G), generator=generator).float())
-    is_student = (torch.arange(2 * G) < G).repeat(Q)
+    advantage = advantages(torch.randint(0, 3, (Q, 2 * G), generator=generator).float()).to(args.device)
+    is_student = (torch.arange(2 * G) < G).repeat(Q).to(args.device)
     stock, width = student.hf, max(len(p.ids) for p in prompts)
     left = dict(  # stock generate takes the questions as one left-padded batch
         input_ids=torch.stack([F.pad(p.ids, (width - len(p.ids), 0)) for p in prompts]),
         attention_mask=torch.stack([(torch.arange(width) >= width - len(p.ids)).long() for p in prompts]),
         **{k: torch.cat([p.pixels[k] for p in prompts]) for k in prompts[0].pixels},
     )
-    left = with_kinds(student, left)
+    left = {k: x.to(args.device) for k, x in with_kinds(student, left).items()}
     how = dict(do_sample=True, top_k=0, top_p=1.0, temperature=1.0, suppress_tokens=student.banned_ids)
     how |= dict(num_return_sequences=G, min_new_tokens=T, max_new_tokens=T, eos_token_id=None, pad_token_id=0)
 
@@ -266,7 +281,7 @@ def main() -> None:
     def packed_update():
         forget()
         student.freeze("vision").train()
-        batch = pack(student.see(prompts), groups)
+        batch = pack(student.see(prompts), groups, device=args.device)
         logp = student(batch)
         old = logp.detach()
         loss = policy_loss(logp, old, old, advantage.flatten(), batch.mask, responses=Q * 2 * G, max_length=T)
@@ -276,18 +291,19 @@ def main() -> None:
     def separate_update():
         stock.train()
         student.freeze("vision")
-        stock(**separate_batch(student, prompts, groups)).loss.backward()
+        rows = separate_batch(student, prompts, groups)
+        stock(**{k: x.to(args.device) for k, x in rows.items()}).loss.backward()
         stock.zero_grad()
 
     def whole_step():
         """What train.py does in a step, but for the judge: rollout, D, rewards, reference, student."""
         own_rollout()
         student.freeze("vision").train()
-        packed = D.pack([[student.text(r) for r in g] for g in groups])
+        packed = D.pack([[student.text(r) for r in g] for g in groups], device=args.device)
         discriminator_loss(D(packed), is_student, Q * G, Q * G).backward()
         d_optimizer.step()
         d_optimizer.zero_grad()
-        batch = pack(student.see(prompts), groups)
+        batch = pack(student.see(prompts), groups, device=args.device)
         with torch.no_grad():
             D(packed)
             ref = student(batch)
@@ -301,7 +317,7 @@ def main() -> None:
         stock.eval()
         stock.generate(**left, **how)
 
-    asked = world_questions("test", 4 * Q)
+    asked = world_questions("test", 4 * Q, cell=112 if real else 14)
     greedy = dict(do_sample=False, suppress_tokens=student.banned_ids, pad_token_id=0, eos_token_id=None)
     greedy |= dict(min_new_tokens=T, max_new_tokens=T)
 
@@ -317,6 +333,7 @@ def main() -> None:
             one = with_kinds(
                 student, dict(input_ids=p.ids[None], attention_mask=torch.ones_like(p.ids)[None], **p.pixels)
             )
+            one = {k: x.to(args.device) for k, x in one.items()}
             out.append(stock.generate(**one, **greedy)[0, len(p.ids) :].tolist())
         return out
 
@@ -324,9 +341,20 @@ def main() -> None:
         print("warning: batched and single greedy answers differ")
     jobs = dict(own_rollout=own_rollout, stock_rollout=stock_rollout, own_eval=own_eval, stock_eval=stock_eval)
     jobs |= dict(packed_update=packed_update, separate_update=separate_update, whole_step=whole_step)
+    a, b = (torch.randn(2048, 2048, device=args.device, dtype=dtype) for _ in range(2))
+    big = torch.zeros(64 << 20, device=args.device, dtype=torch.uint8)
+    limits = median_seconds(dict(matmul=lambda: a @ b, copy=lambda: big.clone()), 5)  # what this machine can do
+    flops, bandwidth = 2 * 2048**3 / limits["matmul"], 2 * len(big) / limits["copy"]
     seconds = median_seconds(jobs, args.repeats)
+    of, kinds = count_of(student), torch.finfo(dtype).bits // 8
+    tokens = Q * (width + 2 * G * T)
+    work = 6 * (of["layers"] * tokens + of["hidden"] * of["words"] * Q * 2 * G * T)
+    moved = T * kinds * (of["all"] - of["vision"] + Q * G * (width + T / 2) * of["kv"] / 2)
+    card = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
     result = {
-        "machine": f"{platform.machine()}, {args.threads} thread(s), torch {torch.__version__}",
+        "machine": f"{card}, {args.threads} thread(s), torch {torch.__version__}, {args.dtype}",
+        "update_share_of_this_machines_matmul_rate": round(work / flops / seconds["packed_update"], 3),
+        "rollout_share_of_this_machines_copy_rate": round(moved / bandwidth / seconds["own_rollout"], 3),
         "setting": f"{args.student}, {Q} questions, G {G} + {G}, {T} tokens a response, prompts of {width} tokens",
         **{f"{name}_seconds": round(s, 4) for name, s in seconds.items()},
         "rollout_speedup": round(seconds["stock_rollout"] / seconds["own_rollout"], 2),
