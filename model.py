@@ -83,7 +83,7 @@ class Family:
     positions: Callable  # (base, ids (P,), pixels or None) -> rotary positions (3, P); families with one axis repeat it
     limit: Callable  # (image processor, most image tokens of a picture) -> None: sets it
     tiny: Callable  # (width, layers) -> (config, tokenizer, image processor) of a tiny model of the real classes
-    full: Callable  # (the tiny config, text sizes, vision sizes) -> config of a published model
+    full: Callable  # (the tiny config, text sizes, vision sizes) -> (config, image processor) of a published model
 
 
 def tiny_tokenizer(special: list[str], picture: str, cut: int | None = None) -> PreTrainedTokenizerFast:
@@ -170,14 +170,14 @@ def qwen_limit(processor, tokens: int) -> None:
 
 
 def full_qwen(tiny, text: dict, vision: dict):
-    """The configuration of a published Qwen2.5-VL; special ids as in the tiny one."""
+    """Configuration and image processor of a published Qwen2.5-VL; special ids as in the tiny one."""
     text |= dict(rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]))
     vision |= dict(depth=32, hidden_size=1280, num_heads=16, out_hidden_size=text["hidden_size"], patch_size=14)
     vision |= dict(spatial_merge_size=2, temporal_patch_size=2, window_size=112, fullatt_block_indexes=[7, 15, 23, 31])
     names = ("image_token_id", "video_token_id", "vision_start_token_id")
     ids = {name: getattr(tiny, name) for name in names}
     more = dict(tie_word_embeddings=text["tie_word_embeddings"], **ids)
-    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **more)
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **more), Qwen2VLImageProcessorPil()
 
 
 # ---- InternVL: pictures become one tile or several of one fixed size
@@ -207,11 +207,13 @@ def internvl_limit(processor, tokens: int) -> None:
 
 
 def full_internvl(tiny, text: dict, vision: dict):
-    """The configuration of a published InternVL3; special ids as in the tiny one."""
+    """Configuration and image processor of a published InternVL3; special ids as in the tiny one."""
     text |= dict(model_type="qwen2", rope_parameters=dict(rope_type="default", rope_theta=1e6))
     vision |= dict(image_size=[448, 448], patch_size=[14, 14])
     more = dict(image_token_id=tiny.image_token_id, tie_word_embeddings=text["tie_word_embeddings"])
-    return InternVLConfig(text_config=text, vision_config=vision, image_seq_length=256, downsample_ratio=0.5, **more)
+    more |= dict(text_config=text, vision_config=vision, image_seq_length=256, downsample_ratio=0.5)
+    pictures = GotOcr2ImageProcessorPil(size={"height": 448, "width": 448}, crop_to_patches=True)
+    return InternVLConfig(**more), pictures
 
 
 FAMILIES = {
@@ -838,11 +840,11 @@ def random_shell(name: str, dtype: torch.dtype = torch.float32) -> VLM:
     """A published model at full size without its weights and files; it spells in the tiny tokenizer."""
     full = FULL[name]
     family = FAMILIES[full.family]
-    tiny, tok, pictures = family.tiny(96, 1)
-    config = family.full(tiny, text_sizes(full), dict(full.vision))
+    tiny, tok, _ = family.tiny(96, 1)
+    config, pictures = family.full(tiny, text_sizes(full), dict(full.vision))
     hf = on_meta(lambda: family.model(config), dtype)
     hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
-    return VLM(hf, tok, type(pictures)())
+    return VLM(hf, tok, pictures)
 
 
 @torch.no_grad()
