@@ -84,7 +84,13 @@ def bootstrap(values, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
 
 
 def evaluate(
-    student, questions: list[Question], judge: Judge, max_new_tokens: int, draws: int = 4, seed: int = 0
+    student,
+    questions: list[Question],
+    judge: Judge,
+    max_new_tokens: int,
+    draws: int = 4,
+    seed: int = 0,
+    max_rows: int = 512,
 ) -> dict:
     """Answer every question once greedily and `draws` times at temperature 1; over ranks, each its share.
 
@@ -99,8 +105,8 @@ def evaluate(
     for i in range(0, len(mine), 128):
         part = mine[i : i + 128]
         prompts, names = [student.encode_question(q) for q in part], [q.id for q in part]
-        once += [r for (r,) in rollout(student, prompts, names, 1, max_new_tokens, GREEDY)]
-        many += rollout(student, prompts, names, draws, max_new_tokens, PURE, (seed, "evaluate"))
+        once += [r for (r,) in rollout(student, prompts, names, 1, max_new_tokens, GREEDY, max_rows=max_rows)]
+        many += rollout(student, prompts, names, draws, max_new_tokens, PURE, (seed, "evaluate"), max_rows)
     right = judge.verdicts(mine, once)
     verdicts, rows = iter(judge.verdicts(mine, [r for group in many for r in group])), []
     for q, best, greedy, group in zip(mine, once, right, many, strict=True):

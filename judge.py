@@ -400,11 +400,16 @@ class Judge:
         self.seen, self.bad = self.seen + len(found), self.bad + found.count(None)
         return [v or 0 for v in found]
 
-    def malformed_share(self) -> float:
-        """The share of texts (and of the judge's own replies) that were malformed, since the last call of this."""
-        share = self.bad / max(self.seen, 1)
+    def malformed_counts(self) -> tuple[int, int]:
+        """(texts and replies of the judge that were malformed, all), since the last call of this."""
+        counts = self.bad, self.seen
         self.seen = self.bad = 0
-        return share
+        return counts
+
+    def malformed_share(self) -> float:
+        """The same as a share."""
+        bad, seen = self.malformed_counts()
+        return bad / max(seen, 1)
 
     def key(self, question: Question, text: str) -> str:
         """What a verdict is cached under."""

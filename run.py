@@ -22,6 +22,8 @@ import threading
 import zlib
 from pathlib import Path
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what --deterministic needs on a GPU
+
 import numpy as np
 import torch
 import torch.distributed as dist

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import unicodedata
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -1934,7 +1935,8 @@ def test_committed_teacher_answers_every_question_of_the_pool(name):
     assert {r["question"] for r in rows} == set(questions) and len(rows) == 8 * len(questions)
     right = np.mean([jd.rule_judge(questions[r["question"]], r["text"]) for r in rows])
     assert 0.6 < right < 0.97  # a real teacher with its natural errors
-    again = train.ask_teacher(name, list(questions.values())[:6], train.Config())  # the committed weights still say it
+    run = types.SimpleNamespace(cfg=train.Config(), first=True, whole=model.load)
+    again = teachers.ask_teacher(name, list(questions.values())[:6], run)  # the committed weights still say it
     assert [(r.question, r.text, r.finished) for r in again] == [
         (r["question"], r["text"], r["finished"]) for r in rows[:48]
     ]
@@ -2056,7 +2058,7 @@ def test_a_users_mistake_ends_with_exit_code_2_and_no_traceback(tmp_path):
 
 
 def test_every_setting_is_read_somewhere():
-    source = (HOME / "train.py").read_text()
+    source = "".join((HOME / name).read_text() for name in ("train.py", "run.py", "teachers.py", "bench.py"))
     for f in train.dataclasses.fields(train.Config):
         assert re.search(rf"cfg\.{f.name}\b", source) or f.name == "preset", f.name
 
@@ -2109,7 +2111,7 @@ def test_two_ranks_log_what_one_process_logs(whole, tmp_path):
     frozen = "vision" if straight.parts[-1] == "a" and "tiny-internvl" not in flags else "none"
     more = ["--data", "mine.jsonl", "--student", str(straight / "sft"), "--lr", "1e-5", "--d-lr", "1e-5"]
     more += ["--questions-per-step", "5", "--micro-batch", "2", "--steps", "3", "--frozen", frozen, "--mu", "2"]
-    flags = [*flags, *more]
+    flags = [*flags, *more, "--seed", "1"]  # with seed 0 one draw lies within 5e-7 of the border between two tokens
     command(tmp_path, "--run", "one", *flags)
     ran = torchrun(tmp_path, 2, HOME / "train.py", "--run", "two", *flags)
     assert ran.returncode == 0, ran.stderr[-3000:]

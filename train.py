@@ -20,6 +20,7 @@ Left out on purpose: trainer classes, callbacks, configuration files, a logging 
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -30,7 +31,6 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -602,7 +602,8 @@ def ril(run: Run) -> None:
         else:
             similarity = control_similarity(cfg.similarity, asked, groups, is_teacher)
         verdicts = iter(judge.verdicts(asked, [r for g in fresh for r in g]))
-        malformed = float(np.mean(everyone_of(judge.malformed_share())))
+        bad, texts = map(sum, zip(*everyone_of(judge.malformed_counts()), strict=True))
+        malformed = bad / max(texts, 1)
         verdicts = [[next(verdicts) for _ in mine] + v for mine, (_, v) in zip(fresh, cached, strict=True)]
         answer = torch.tensor(verdicts, dtype=torch.float32).view(len(groups), G + T) * (cfg.answer == "judge")
         reward = rewards(similarity, answer)
@@ -738,7 +739,7 @@ def validate(run: Run, replica: VLM, student: VLM, valid: list, step: int, progr
     cfg = run.cfg
     with on_gpu(run, replica):
         replica.copy_from(student)
-        found = evaluate(replica, valid, run.judge(), cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
+        found = evaluate(replica, valid, run.judge(), cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
     score = found.get("sampled", found["greedy"])
     row = dict(valid_greedy=found["greedy"], valid_sampled=score)
     run.log("metrics.jsonl", stage="ril", step=step - 1, **row)  # belongs to the state behind that step
@@ -756,12 +757,14 @@ def validate(run: Run, replica: VLM, student: VLM, valid: list, step: int, progr
 def export(run: Run) -> None:
     """student/ (best on validation) and last/ as bf16 Hugging Face folders, each read back by stock from_pretrained."""
     for source, target in (("best", "student"), ("last", "last")):
-        vlm = load(run.path / "checkpoints" / source)
+        vlm = run.sharded(run.path / "checkpoints" / source)
         save(vlm, run.path / target)
-        if not run.first:
-            continue
-        again = vlm.family.model.from_pretrained(run.path / target, dtype=torch.bfloat16).state_dict()
-        wrong = [k for k, x in vlm.hf.state_dict().items() if not torch.equal(x.bfloat16(), again[k])]
+        stock = vlm.family.model
+        again = stock.from_pretrained(run.path / target, dtype=torch.bfloat16).state_dict() if run.first else {}
+        wrong = []
+        for name, x in vlm.tensors().items():
+            x = whole(x.detach().bfloat16()).cpu()
+            wrong += [name] if run.first and not torch.equal(x, again[name]) else []
         if wrong:
             raise UserError(
                 f"{run.path / target}: stock from_pretrained reads {wrong[0]} differently; is the disk full?"
@@ -786,7 +789,9 @@ def evaluate_run(run: Run) -> None:
         players = {"after": players["after"]}
     summary, texts, answers = {"run": cfg.run, "algo": cfg.algo, "test_questions": len(test)}, {}, []
     for who in tqdm(players, "evaluation", delay=2):
-        found = evaluate(run.whole(players[who]), test, judge, cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
+        found = evaluate(
+            run.whole(players[who]), test, judge, cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows
+        )
         texts[who] = found.pop("texts")
         answers += [dict(who=who, **row) for row in found.pop("answers")]
         summary |= {f"{name}_{who}": value for name, value in rounded(found).items() if name != "questions"}
@@ -889,6 +894,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{title}", flush=True)
         begin = time.perf_counter()
         action(run)
+        gc.collect()  # a stage's models hold each other in circles
+        torch.cuda.empty_cache()
         seconds = json.loads((run.path / "seconds.json").read_text()) if (run.path / "seconds.json").exists() else {}
         seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - begin, 1)
         seconds["peak_memory_mb"] = max(round(peak_memory_mb()), seconds.get("peak_memory_mb", 0))
