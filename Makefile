@@ -8,7 +8,7 @@ demo: .venv/ready
 	PYTHON=.venv/bin/python bash results/demo.sh
 
 test: .venv/ready
-	$(RUN) -m pytest -q --durations=5
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --durations=5
 
 teachers: .venv/ready  # trains both tiny teachers and rebuilds their committed responses from nothing (12 minutes, one core)
 	$(RUN) train.py --stage build-teachers --no-resume --run build-a --sft-steps 1000 --threads 1

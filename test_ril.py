@@ -2090,7 +2090,8 @@ def test_the_readmes_commands_and_paths_exist():
 # ------------------------------------------------------------------------------------------------ ranks and real names
 def torchrun(cwd: Path, ranks: int, script: Path, *flags: str) -> subprocess.CompletedProcess:
     """`script` in so many gloo processes; -- keeps torchrun from taking --run for one of its own flags."""
-    argv = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--", str(script), *flags]
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "--"]
+    argv += [str(script), *flags]
     env = dict(os.environ, PYTHONPATH=str(HOME), OMP_NUM_THREADS="1")
     return subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
