@@ -1544,6 +1544,14 @@ def test_eval_measures_all_fourteen_and_says_over_how_many(benchmark_folder, tmp
     assert small["mmb"]["n"] == 2 and small["mmmu-pro"]["n"] == 4 and len(asked(tmp_path / "small")) == 8
 
 
+def test_eval_asks_a_served_judge_and_names_it(benchmark_folder, tmp_path):
+    run = ["--student", "tiny-qwen", "--data", str(benchmark_folder), "--benchmarks", "mmvet"]
+    with stub_server(lambda handler, body: handler.say("0.25")) as (url, got):
+        found = measure(tmp_path, *run, "--judge", url, "--judge-model", "grader")
+    assert found["benchmarks"]["mmvet"]["score"] == 25 and found["judge"] == f"{url} grader"
+    assert got and all(b["model"] == "grader" and b["temperature"] == 0 for _, _, b in got)
+
+
 def test_eval_any_number_of_ranks_and_a_kill_give_the_same_answers(benchmark_folder, tmp_path, monkeypatch):
     run = ["--student", "tiny-qwen", "--data", str(benchmark_folder), "--benchmarks", "ai2d,mmb,blink"]
     out = measure(tmp_path / "one", *run)

@@ -340,9 +340,6 @@ def frozen_parts(cfg: Config) -> list[str]:
     return [] if cfg.frozen == "none" else cfg.frozen.split(",")
 
 
-# ------------------------------------------------------------------------------------------------ a run's folder
-
-
 # ------------------------------------------------------------------------------------------------ stage: sft
 def lessons(vlm: VLM, step: int, seed: int, pictures: int, per_picture: int, voice: str):
     """This rank's part of a warm-start batch, and the target tokens of the whole: the questions about a picture share
@@ -380,7 +377,8 @@ def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
     on --sft-data.
     """
     cfg, own = run.cfg, load_questions(run.cfg.sft_data) if run.cfg.sft_data else []
-    optimizer = adamw(vlm.freeze().train(), cfg.sft_lr)
+    vlm.freeze(*(() if cfg.student in TINY or voice else ("vision",))).train()
+    optimizer = adamw(vlm, cfg.sft_lr)
     checkpoints = Checkpoints(run, stage, {"student": (vlm, optimizer)}, 10 * cfg.checkpoint_every)
     progress: dict = {}
     start = checkpoints.resume(progress)
@@ -423,9 +421,7 @@ def sft(run: Run) -> None:
         wait()
 
 
-# ------------------------------------------------------------------------------------------------ stage: teachers
-
-
+# ------------------------------------------------------------------------------------------------ stage: build-teachers
 def build_teachers(run: Run) -> None:
     """Train the tiny teacher from nothing and write its folder and response cache under results/teachers."""
     cfg, name = run.cfg, run.cfg.teachers
@@ -557,8 +553,8 @@ def ril(run: Run) -> None:
             replica.copy_from(student)
             more = dict(visits=visits, max_rows=cfg.rollout_rows)
             fresh = rollout(replica, prompts, names, G, cfg.max_new_tokens, how, (cfg.seed, "rollout"), **more)
-            asked_, prompts_, _ = filled(everybody, list(asked), prompts, [], replica)
-            seen = replica.see(prompts_)
+            padded_asked, padded_prompts, _ = filled(everybody, list(asked), prompts, [], replica)
+            seen = replica.see(padded_prompts)
         clock_rollout = time.perf_counter()
 
         # 3 teachers: cached responses to the same questions
@@ -567,17 +563,17 @@ def ril(run: Run) -> None:
         # 4 pack: one question = one row, for the policies (with picture and question) and for D (its template)
         groups = [mine + theirs for mine, (theirs, _) in zip(fresh, cached, strict=True)]
         is_teacher = (torch.arange(G + T) >= G).expand(len(groups), -1)  # (this rank's questions, G + T)
-        groups_ = groups + [[]] * (len(asked_) - len(groups))
-        cut = slices(len(groups_), cfg.micro_batch)
+        padded_groups = groups + [[]] * (len(padded_asked) - len(groups))
+        cut = slices(len(padded_groups), cfg.micro_batch)
         looked = [replace(p, patches=None) for p in seen] if blank else seen  # a trained tower sees for itself
-        ids = [[r.ids for r in g[:rows]] for g in groups_]
+        ids = [[r.ids for r in g[:rows]] for g in padded_groups]
         packed = [pack(looked[s], ids[s], device=student.device, blank=blank) for s in cut]
 
         # 5 discriminator: mu updates by Eq. 1
         d_row = {}
         if cfg.discriminator != "none":
             with on_gpu(run, D, d_optimizer):
-                d_packed = D.batches(asked_, seen, groups_, cfg.micro_batch)
+                d_packed = D.batches(padded_asked, seen, padded_groups, cfg.micro_batch)
                 for k in range(cfg.mu):
                     share = len(groups) / P
                     d_loss, student_logit = discriminator_update(
