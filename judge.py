@@ -436,18 +436,19 @@ class Judge:
         """{key: verdict} for all of todo, one question at a time, each in one packed forward.
 
         With several ranks the model is sharded, and a forward is a meeting of all ranks: every rank makes as many as
-        the one with the most questions, if need be about a dummy, or a rank with a full cache would leave the others
-        waiting.
+        the one with the most questions to ask about, if need be about a dummy, or a rank with a full cache would leave
+        the others waiting.
         """
-        from model import everyone_of, ranks
+        from model import everyone_of
 
-        several = ranks()[1] > 1
-        most = max(everyone_of(len(questions))) if several else len(questions)
-        for question in [*questions.values()] + [Question("-", (), "-", "-")] * (most - len(questions)):
-            mine = {key: text for key, (q, text) in todo.items() if q.id == question.id}
-            if mine or several:
-                logits = self.logits(question, list(mine.values()) or ["-"])
-                yield dict(zip(mine, (logits[:, 1] > logits[:, 0]).int().tolist(), strict=False))
+        asked: dict[str, dict[str, str]] = {}
+        for key, (question, text) in todo.items():
+            asked.setdefault(question.id, {})[key] = text
+        most = max(everyone_of(len(asked)))
+        rows = [(questions[i], mine) for i, mine in asked.items()]
+        for question, mine in rows + [(Question("-", (), "-", "-"), {})] * (most - len(rows)):
+            logits = self.logits(question, list(mine.values()) or ["-"])
+            yield dict(zip(mine, (logits[:, 1] > logits[:, 0]).int().tolist(), strict=False))
 
     def logits(self, question: Question, texts: list[str]):
         """(n, 2) fp32: the local judge's logits of "0" and "1" behind "<answer>", for n responses in one packed row.

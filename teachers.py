@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from data import UserError, read_jsonl, seed_of
-from judge import Server, ask_teacher_server
-from model import FULL, VLM, deal, everyone, family_of, find_folder, pack, ranks, wait
+from judge import Judge, Server, ask_teacher_server
+from model import FULL, VLM, deal, everyone, everyone_of, family_of, find_folder, pack, ranks, wait
 from rollout import PURE, Response, Sampling, rollout
 from run import HOME, Run, questions_in, slices, split
 
@@ -116,11 +116,19 @@ def teachers(run: Run) -> None:
             mine = responses_in(cache, name, cfg, wanted) if cache.exists() and alike and not cfg.data else []
             missing = [q for q in questions if q.id not in {r.question for r in mine}]
             got += mine + (ask_teacher(name, missing, run) if missing else [])
-    verdicts = run.judge(weak=True).verdicts(questions, got)
-    run.write("teachers.jsonl", as_lines(got, verdicts))
+    run.write("teachers.jsonl", as_lines(got, judged(run.judge(weak=True), questions, got)))
     wait()
-    right = np.mean(run.judge().verdicts(questions, got)) if got else 0.0
+    right = np.mean(judged(run.judge(), questions, got) or [0.0])
     print(f"  {len(got)} responses of {', '.join(teacher_names(cfg))} to {len(questions)} questions, {right:.1%} right")
+
+
+def judged(judge: Judge, questions: list, responses: list[Response]) -> list[int]:
+    """A verdict per response; every rank judges the responses to its share of the questions, all get all."""
+    asked = deal(questions)
+    wanted = {q.id for q in asked}
+    mine = [i for i, r in enumerate(responses) if r.question in wanted]
+    found = zip(mine, judge.verdicts(asked, [responses[i] for i in mine]), strict=True)
+    return [verdict for _, verdict in sorted(pair for part in everyone_of(list(found)) for pair in part)]
 
 
 class TeacherCache:

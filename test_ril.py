@@ -1171,6 +1171,8 @@ else:
     texts[2] = ""
 second = ask()
 assert len(calls) == 6, calls
+ask()
+assert len(calls) == 6, "all is known everywhere"
 print(first, second)
 """
 
