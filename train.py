@@ -472,8 +472,8 @@ def discriminator(run: Run) -> None:
             mine + cache.draw(name, cfg.seed, "d", step, count=n)[0] for name, mine in zip(names, fresh, strict=True)
         ]
         is_student = torch.tensor([r.source == "student" for g in groups for r in g], dtype=torch.bool)
-        asked, seen, groups = filled(questions, mine, prompts, groups, student)
-        return D.batches(asked, seen, groups, cfg.micro_batch), is_student, len(mine)
+        asked, prompts, groups = filled(questions, mine, prompts, groups, student)
+        return D.batches(asked, student.see(prompts), groups, cfg.micro_batch), is_student, len(mine)
 
     held_batches, held_is_student, _ = texts(held, -1)
     for step in range(cfg.d_steps if cfg.d_pretrain else 0):
