@@ -84,15 +84,10 @@ def bootstrap(values, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
 
 
 def evaluate(
-    student,
-    questions: list[Question],
-    judge: Judge,
-    max_new_tokens: int,
-    draws: int = 4,
-    seed: int = 0,
-    max_rows: int = 512,
+    student, questions: list[Question], judge: Judge, max_new_tokens: int, draws: int = 4, seed: int = 0, max_rows=512
 ) -> dict:
-    """Answer every question once greedily and `draws` times at temperature 1; over ranks, each its share.
+    """Answer every question once greedily and `draws` times at temperature 1, `max_rows` at a time; over ranks, each
+    its share.
 
     -> greedy, sampled (accuracies with 95 % intervals: Wilson, bootstrap over questions), tokens per sampled answer,
     the share that was cut off, accuracy by kind of question where known, and `texts`: the greedy response of each

@@ -753,14 +753,13 @@ def validate(run: Run, replica: VLM, student: VLM, valid: list, step: int, progr
 def export(run: Run) -> None:
     """student/ (best on validation) and last/ as bf16 Hugging Face folders, each read back by stock from_pretrained."""
     for source, target in (("best", "student"), ("last", "last")):
-        vlm = run.sharded(run.path / "checkpoints" / source)
+        if not run.first:  # rank 0 has the weights in its memory, the others wait
+            with new_folder(run.path / target):
+                continue
+        vlm = load(run.path / "checkpoints" / source, dtype=torch.bfloat16)
         save(vlm, run.path / target)
-        stock = vlm.family.model
-        again = stock.from_pretrained(run.path / target, dtype=torch.bfloat16).state_dict() if run.first else {}
-        wrong = []
-        for name, x in vlm.tensors().items():
-            x = whole(x.detach().bfloat16()).cpu()
-            wrong += [name] if run.first and not torch.equal(x, again[name]) else []
+        again = vlm.family.model.from_pretrained(run.path / target, dtype=torch.bfloat16).state_dict()
+        wrong = [k for k, x in vlm.hf.state_dict().items() if not torch.equal(x, again[k])]
         if wrong:
             raise UserError(
                 f"{run.path / target}: stock from_pretrained reads {wrong[0]} differently; is the disk full?"
@@ -784,10 +783,9 @@ def evaluate_run(run: Run) -> None:
     if cfg.evaluated == "after":
         players = {"after": players["after"]}
     summary, texts, answers = {"run": cfg.run, "algo": cfg.algo, "test_questions": len(test)}, {}, []
-    for who in tqdm(players, "evaluation", delay=2):
-        found = evaluate(
-            run.whole(players[who]), test, judge, cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows
-        )
+    how = (cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
+    for who in tqdm(players, "evaluation", delay=2, disable=not run.first):
+        found = evaluate(run.whole(players[who]), test, judge, *how)
         texts[who] = found.pop("texts")
         answers += [dict(who=who, **row) for row in found.pop("answers")]
         summary |= {f"{name}_{who}": value for name, value in rounded(found).items() if name != "questions"}
