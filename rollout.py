@@ -80,13 +80,25 @@ def draw(logits, u, how: Sampling, seen=None) -> tuple[torch.Tensor, torch.Tenso
             logits = logits.masked_fill(logits < kth, -torch.inf)
         if how.top_p < 1:
             ordered, order = logits.sort(descending=True)
-            mass = ordered.softmax(-1).cumsum(-1)
+            mass = cumulate(ordered.softmax(-1))
             drop = (mass - ordered.softmax(-1)) >= how.top_p  # the token that passes top_p stays
             logits = logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
-        cumulated = logits.double().softmax(-1).cumsum(-1)
+        cumulated = cumulate(logits.double().softmax(-1))
         tokens = torch.searchsorted(cumulated, u[:, None] * cumulated[:, -1:], right=True)[:, 0]
         tokens = tokens.clamp(max=logits.shape[-1] - 1)  # only NaN gets there: the loss will stop the run and say where
     return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+
+
+def cumulate(p: torch.Tensor) -> torch.Tensor:
+    """Sums along each row. On a GPU torch refuses cumsum where determinism is asked for; its rounding is at stake, and
+    draw() says what that means.
+    """
+    strict = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(strict and p.device.type == "cpu")
+    try:
+        return p.cumsum(-1)
+    finally:
+        torch.use_deterministic_algorithms(strict)
 
 
 class KeysValues:
