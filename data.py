@@ -16,9 +16,11 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import random
 import re
 import sys
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,12 +50,27 @@ class Flags(argparse.ArgumentParser):
 
 
 def run_command(main) -> None:
-    """Run a command line's main(); a UserError becomes one line on standard error and exit code 2."""
+    """Run a command line's main(); a UserError becomes one line on standard error and exit code 2.
+
+    One of several processes that fails leaves at once: saying goodbye to the others (NCCL does) would wait for them,
+    and they wait for this one. torchrun ends them when it is gone.
+    """
     try:
         main()
+        return
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    except Exception:
+        if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+            raise
+        traceback.print_exc()
+        code = 1
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 @dataclass(frozen=True)

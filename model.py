@@ -919,22 +919,22 @@ def find_folder(name: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     hub, first = JUDGES.get(name) or FULL[name].hub, int(os.environ.get("LOCAL_RANK", 0)) == 0
-    try:
-        if not first:  # the first process of a node looks and downloads, the others find it in the cache
-            wait()
-            return Path(snapshot_download(hub, local_files_only=True))
-        try:
-            folder = Path(snapshot_download(hub, local_files_only=True))
-        except Exception:
-            folder = Path(snapshot_download(hub))
+    if not first:  # the first process of a node looks and downloads, the others find it in the cache
         wait()
-        return folder
-    except Exception as error:
-        short = str(error).strip().splitlines()[0][:100]
+    for local in (True, False) if first else (True,):
+        try:
+            folder, short = Path(snapshot_download(hub, local_files_only=local)), ""
+            break
+        except Exception as error:
+            short = str(error).strip().splitlines()[0][:100]
+    if first:
+        wait()
+    if short:
         raise UserError(
             f"{name}: the weights of {hub} are neither in the hub cache nor to be had ({short}); download them, or try "
             f"--student tiny-qwen, or --random-weights for a look at speed and memory"
-        ) from None
+        )
+    return folder
 
 
 def family_of(folder: str | Path) -> Family:

@@ -93,6 +93,7 @@ from run import (
     is_real,
     on_gpu,
     peak_memory_mb,
+    questions_in,
     slices,
     split,
     total,
@@ -861,14 +862,26 @@ def main(argv: list[str] | None = None) -> None:
         cfg = replace(cfg, run=f"{cfg.run}-pilot", **few)
     warnings.filterwarnings("ignore", message=".*(torch.distributed is disabled|TypedStorage|_get_pg_default_device).*")
     torch.set_num_threads(cfg.threads)
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(cfg.deterministic or device_of(cfg) == "cpu")
     start_ranks(device_of(cfg).partition(":")[0])
     if ranks()[0]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (rank 0 speaks for all)
     if cfg.data:  # read and encode every question before anything is written: bad input leaves no trace
+        questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns if Path(cfg.data).is_file() else 0)
         encoder = load(cfg.student) if cfg.student in TINY else shell(cfg.student, torch.float32)[0]
-        for q in tqdm(deal(load_questions(cfg.data)), "questions", delay=2, disable=ranks()[0] > 0):
-            encoder.encode_question(q)
+        if cfg.image_tokens:
+            encoder.family.limit(encoder.image_processor, cfg.image_tokens)
+        wrong = ""
+        try:
+            for q in tqdm(deal(questions), "questions", delay=2, disable=ranks()[0] > 0):
+                encoder.encode_question(q)
+        except UserError as error:
+            wrong = str(error)
+        for message in everyone_of(wrong):  # all ranks stop, before rank 0 deletes or writes anything
+            if message:
+                raise UserError(message)
         split(cfg)
     needed = STAGES[: STAGES.index(cfg.stage)] if cfg.stage in STAGES else ()
     for earlier in stages_of(cfg):
