@@ -52,24 +52,28 @@ def ask_teacher(name: str, questions: list, run: Run) -> list[Response]:
 
 
 def ask_served_teacher(name: str, url: str, questions: list, run: Run) -> list[Response]:
-    """Rank 0 asks a server; every answer is written down as it arrives, so that a killed run asks for the rest only."""
-    cfg, part = run.cfg, run.path / f"teachers-{name}.part.jsonl"
+    """Rank 0 asks a server; every answer is written down as it arrives, so that a killed run asks for the rest only.
+
+    The others wait for a few questions at a time: waiting for all could outlast what a process group puts up with.
+    """
+    cfg, part, done = run.cfg, run.path / f"teachers-{name}.part.jsonl", set()
     if run.first:
         text = part.read_text() if part.exists() else ""
         part.write_text(text[: text.rfind("\n") + 1])  # a torn last line is asked for again
-        rows = [json.loads(line) for line in part.read_text().splitlines()]
-        done = {(r["question"], r["index"]) for r in rows}
-        more = dict(seed=cfg.seed, done=done)
-        samples = (cfg.teacher_samples, cfg.teacher_temperature, cfg.max_new_tokens)
-        arriving = ask_teacher_server(Server(url), questions, *samples, **more)
-        total = len(questions) * cfg.teacher_samples
-        bar = tqdm(arriving, f"teacher {name}", total, initial=len(done), mininterval=2)
-        with part.open("a") as file:
-            for question, index, text, finished in bar:
-                row = dict(question=question, index=index, text=text, finished=finished)
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-    wait()
+        done = {(r["question"], r["index"]) for r in map(json.loads, part.read_text().splitlines())}
+    samples = (cfg.teacher_samples, cfg.teacher_temperature, cfg.max_new_tokens)
+    total = len(questions) * cfg.teacher_samples
+    bar = tqdm(desc=f"teacher {name}", total=total, initial=len(done), mininterval=2, disable=not run.first)
+    for some in slices(len(questions), 1000 if ranks()[1] > 1 else len(questions)):
+        if run.first:
+            with part.open("a") as file:
+                arriving = ask_teacher_server(Server(url), questions[some], *samples, seed=cfg.seed, done=done)
+                for question, index, text, finished in arriving:
+                    row = dict(question=question, index=index, text=text, finished=finished)
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.flush()
+                    bar.update()
+        wait()
     rows = sorted((row for _, row in read_jsonl(part)), key=lambda r: r["index"])
     wanted = {q.id for q in questions}
     mine = [Response(r["question"], r["index"], name, [], r["text"], r["finished"]) for r in rows]
