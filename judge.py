@@ -363,6 +363,7 @@ class Judge:
         self.cache = Path(cache) if cache else None
         self.known = read_verdicts(self.cache) if cache else {}
         self.seen, self.bad, self.device = 0, 0, device
+        self.away = False  # is a local judge on its device only while it is asked?
         if name != "rule" and not self.server:
             self.model, self.tokenizer = load_judge_model(name, device, mesh)
             self.control = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special and t.content]
@@ -446,9 +447,13 @@ class Judge:
             asked.setdefault(question.id, {})[key] = text
         most = max(everyone_of(len(asked)))
         rows = [(questions[i], mine) for i, mine in asked.items()]
+        if most:
+            self.model.to(self.device)
         for question, mine in rows + [(Question("-", (), "-", "-"), {})] * (most - len(rows)):
             logits = self.logits(question, list(mine.values()) or ["-"])
             yield dict(zip(mine, (logits[:, 1] > logits[:, 0]).int().tolist(), strict=False))
+        if self.away:
+            self.model.to("cpu")
 
     def logits(self, question: Question, texts: list[str]):
         """(n, 2) fp32: the local judge's logits of "0" and "1" behind "<answer>", for n responses in one packed row.

@@ -119,6 +119,7 @@ class Run:
             self.known_judge = Judge(
                 self.cfg.judge, cache=self.path / "verdicts.jsonl", device=self.device, mesh=self.mesh
             )
+            self.known_judge.away = self.cfg.offload == "phase"
         it = copy.copy(self.known_judge)
         if weak:
             it.judged, it.wrong = self.cfg.judged, self.cfg.judge_wrong
@@ -304,22 +305,22 @@ def total(x: float) -> float:
     return float(sum(everyone_of(x)))
 
 
+def move(run: Run, device: str, *players) -> None:
+    """With --offload phase these modules and optimisers go to `device`; else they stay where they are."""
+    for x in players if run.cfg.offload == "phase" else ():
+        if isinstance(x, torch.nn.Module):
+            x.to(device)
+        elif x is not None:
+            for state in x.state.values():
+                state |= {k: v.to(device) for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+
 @contextlib.contextmanager
 def on_gpu(run: Run, *players):
     """With --offload phase these modules and optimisers are on the GPU inside the block only."""
-    moved = [x for x in players if x is not None and run.cfg.offload == "phase"]
-
-    def move(device: str) -> None:
-        for x in moved:
-            if isinstance(x, torch.nn.Module):
-                x.to(device)
-            else:
-                for state in x.state.values():
-                    state |= {k: v.to(device) for k, v in state.items() if isinstance(v, torch.Tensor) and v.ndim}
-
-    move(run.device)
+    move(run, run.device, *players)
     yield
-    move("cpu")
+    move(run, "cpu", *players)
 
 
 def peak_memory_mb() -> float:

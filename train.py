@@ -89,8 +89,10 @@ from run import (
     Run,
     adamw,
     budget,
+    compute_dtype,
     device_of,
     is_real,
+    move,
     on_gpu,
     peak_memory_mb,
     questions_in,
@@ -516,12 +518,15 @@ def ril(run: Run) -> None:
     """
     cfg, judge, world = run.cfg, run.judge(weak=True), ranks()[1]
     student = run.sharded(run.path / "sft").freeze(*frozen_parts(cfg))
-    reference = run.sharded(run.path / "sft").requires_grad_(False)  # pi_ref never changes
+    reference = run.sharded(run.path / "sft", dtype=compute_dtype(cfg)).requires_grad_(False)  # pi_ref never changes
+    move(run, "cpu", reference)
     replica = run.whole(run.path / "sft")  # pi_old: takes over the student at every step
+    move(run, "cpu", replica)
     student_optimizer = adamw(student, cfg.lr)
     trained, D, d_optimizer = {"student": (student, student_optimizer)}, None, None
     if cfg.discriminator != "none":
         D = make_discriminator(run)
+        move(run, "cpu", D)
         d_optimizer = adamw(D, cfg.d_lr)
         trained["D"] = (D, d_optimizer)
     parts = split(cfg)
@@ -901,8 +906,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{title}", flush=True)
         begin = time.perf_counter()
         action(run)
-        gc.collect()  # a stage's models hold each other in circles
-        torch.cuda.empty_cache()
+        gc.collect()  # a sharded model lies in a circle of references
+        if run.device != "cpu":
+            torch.cuda.empty_cache()
         seconds = json.loads((run.path / "seconds.json").read_text()) if (run.path / "seconds.json").exists() else {}
         seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - begin, 1)
         seconds["peak_memory_mb"] = max(round(peak_memory_mb()), seconds.get("peak_memory_mb", 0))
