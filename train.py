@@ -245,9 +245,9 @@ class Config:
     evaluated: str = setting(
         "all", "the evaluate stage: all players, or the exported student", choices=("all", "after")
     )
-    eval_every: int = setting(10, "steps between validations", zero=True)
+    eval_every: int = setting(10, "steps between validations", ours=50, zero=True)
     eval_draws: int = setting(4, "sampled answers per question in every evaluation", zero=True)
-    checkpoint_every: int = setting(10, "steps between checkpoints (the warm start: ten times that)")
+    checkpoint_every: int = setting(10, "steps between checkpoints (the warm start: ten times that)", ours=50)
     keep: int = setting(2, "checkpoints kept; with --stage select: questions kept")
 
 
@@ -595,6 +595,7 @@ def ril(run: Run) -> None:
                     d_optimizer.zero_grad()
                 with torch.no_grad():
                     student_logit = torch.cat([D(b) for b in d_packed]).cpu().view(len(groups), G + T)
+                    D.reshard()
         clock_d = time.perf_counter()
 
         # 6 rewards: r_sim from the just-updated D, r_ans from the judge (the teachers' verdicts are cached)
@@ -604,8 +605,8 @@ def ril(run: Run) -> None:
         else:
             similarity = control_similarity(cfg.similarity, asked, groups, is_teacher)
         verdicts = iter(judge.verdicts(asked, [r for g in fresh for r in g]))
-        bad, texts = map(sum, zip(*everyone_of(judge.malformed_counts()), strict=True))
-        malformed = bad / max(texts, 1)
+        seen_here = judge.seen
+        malformed = total(seen_here * judge.malformed_share()) / max(1, total(seen_here))
         verdicts = [[next(verdicts) for _ in mine] + v for mine, (_, v) in zip(fresh, cached, strict=True)]
         answer = torch.tensor(verdicts, dtype=torch.float32).view(len(groups), G + T) * (cfg.answer == "judge")
         reward = rewards(similarity, answer)
@@ -617,6 +618,7 @@ def ril(run: Run) -> None:
         # 8 student: mu updates by Eq. 2; pi_old's log-probs come from this forward pass, not from the sampler
         with on_gpu(run, reference), torch.no_grad():
             logp_ref = [reference(b) for b in packed] if cfg.beta else [None] * len(packed)
+            reference.reshard()  # without a backward pass FSDP keeps the root's weights gathered
         logp_old: list = []
         with on_gpu(run, student_optimizer):
             for k in range(cfg.mu):
