@@ -180,7 +180,10 @@ def print_plan(cfg) -> None:
     print(
         f"assumed: {TFLOPS / 1e12:.0f} TFLOP/s and {BANDWIDTH / 1e12:.1f} TB/s a GPU (40 and 60 % of an H100's peaks),"
     )
-    print(f"teachers served at {TEACHER_TOKENS:.0f} tokens/s. --pilot measures instead.")
+    print(
+        f"teachers served at {TEACHER_TOKENS:.0f} tokens/s, {cfg.teacher_samples} responses a question (the paper: 16)."
+    )
+    print("--pilot measures instead.")
     print(f"{cfg.student} on {cfg.gpus} GPUs of {cfg.gpu_memory:.0f} GB: {verdict}")
 
 

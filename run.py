@@ -22,8 +22,6 @@ import threading
 import zlib
 from pathlib import Path
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what --deterministic needs on a GPU
-
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -31,7 +29,7 @@ import torch.distributed.checkpoint as dcp
 import transformers
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from data import UserError, load_questions, split_questions, world_questions
+from data import UserError, load_questions, seed_of, split_questions, world_questions
 from judge import Judge
 from model import FULL, TINY, VLM, deal, everyone_of, load, ranks, start_ranks, wait, whole
 
@@ -66,7 +64,9 @@ def questions_in(file: str, _changed: int) -> list:
 def split(cfg) -> dict[str, list]:
     """The run's questions: {"train", "valid", "test"}. The test part is read by the evaluate stage only."""
     if cfg.data:
-        return split_questions(questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns))
+        parts = split_questions(questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns))
+        chosen = sorted(parts["valid"], key=lambda q: seed_of("valid", q.id))[: cfg.valid_questions]
+        return parts | {"valid": chosen}
     sizes = {"train": cfg.pool, "valid": cfg.valid_questions, "test": cfg.test_questions}
     cell = 112 if is_real(cfg.student) else 14  # pixels of a cell: 336 x 336 for a real student
     return {name: world_questions(name, size, cell=cell) for name, size in sizes.items()}

@@ -42,6 +42,9 @@ def teacher_folder(name: str) -> Path:
 def ask_teacher(name: str, questions: list, run: Run) -> list[Response]:
     """Sample every question `teacher_samples` times from a teacher's folder."""
     cfg = run.cfg
+    bytes_needed = sum(f.stat().st_size for f in teacher_folder(name).glob("*.safetensors"))
+    if run.device != "cpu" and bytes_needed > 0.8 * torch.cuda.get_device_properties(0).total_memory:
+        raise UserError(f"--teachers {name}: {bytes_needed / 1e9:.0f} GB do not fit on one GPU; serve it: {name}=URL")
     vlm, how, out = run.whole(teacher_folder(name)), Sampling(temperature=cfg.teacher_temperature), []
     questions = deal(questions)
     for part in tqdm(slices(len(questions), 64), f"teacher {name}", delay=2, disable=not run.first):

@@ -1945,7 +1945,7 @@ def test_committed_teacher_answers_every_question_of_the_pool(name):
     assert {r["question"] for r in rows} == set(questions) and len(rows) == 8 * len(questions)
     right = np.mean([jd.rule_judge(questions[r["question"]], r["text"]) for r in rows])
     assert 0.6 < right < 0.97  # a real teacher with its natural errors
-    run = types.SimpleNamespace(cfg=train.Config(), first=True, whole=model.load)
+    run = types.SimpleNamespace(cfg=train.Config(), first=True, device="cpu", whole=model.load)
     again = teachers.ask_teacher(name, list(questions.values())[:6], run)  # the committed weights still say it
     assert [(r.question, r.text, r.finished) for r in again] == [
         (r["question"], r["text"], r["finished"]) for r in rows[:48]

@@ -75,6 +75,7 @@ from model import (
     load,
     new_folder,
     pack,
+    random_shell,
     ranks,
     save,
     shared_prefix,
@@ -366,13 +367,11 @@ def lessons(vlm: VLM, step: int, seed: int, pictures: int, per_picture: int, voi
 def own_lessons(vlm: VLM, questions: list, step: int, seed: int, count: int):
     """The same from questions of yours with the answers as replies."""
     batch = [q for q, _ in questions_at(questions, step, count, seed_of(seed, "sft"))]
-    prompts, rows = [vlm.encode_question(q) for q in batch], [[vlm.reply_ids(q.answer)] for q in batch]
+    rows = [[vlm.reply_ids(q.answer)] for q in batch]
     blank = vlm.look([Image.new("RGB", (56, 56))])[0]
-    tokens = sum(len(r) for (r,) in rows)
-    mine, replies, whole_rows = deal(prompts), deal(rows), -(-len(batch) // ranks()[1])
-    if len(mine) < whole_rows:
-        mine, replies = [*mine, prompts[0]], [*replies, []]
-    return pack(mine, replies, device=vlm.device, blank=blank), tokens
+    mine = [vlm.encode_question(q) for q in deal(batch)]
+    _, mine, replies = filled(batch, deal(batch), mine, deal(rows), vlm)
+    return pack(mine, replies, device=vlm.device, blank=blank), sum(len(r) for (r,) in rows)
 
 
 def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
@@ -435,9 +434,10 @@ def build_teachers(run: Run) -> None:
     fit(run, vlm, "build-teachers", cfg.sft_steps, TINY[name].voice)
     save(vlm, FOLDER / name)
     responses = ask_teacher(name, split(cfg)["train"], run)
-    part = FOLDER / name / "responses.jsonl.part"
-    part.write_text(as_lines(responses))
-    part.replace(FOLDER / name / "responses.jsonl")
+    if run.first:
+        part = FOLDER / name / "responses.jsonl.part"
+        part.write_text(as_lines(responses))
+        part.replace(FOLDER / name / "responses.jsonl")
     result = evaluate(load(FOLDER / name), split(cfg)["valid"], run.judge(), cfg.max_new_tokens, cfg.eval_draws)
     print(f"  {name}: validation accuracy {result['greedy']:.3f} greedy, {result['sampled']:.3f} sampled")
 
@@ -470,13 +470,16 @@ def discriminator(run: Run) -> None:
         mine = deal(questions)
         prompts, names = [student.encode_question(q) for q in mine], [q.id for q in mine]
         n, sampled = cfg.teacher_samples, (cfg.max_new_tokens, PURE, (cfg.seed, "d", step))
-        fresh = rollout(student, prompts, names, n, *sampled, max_rows=cfg.rollout_rows)
+        asked, padded, _ = filled(questions, mine, prompts, [], student)
+        with on_gpu(run, student):
+            fresh = rollout(student, prompts, names, n, *sampled, max_rows=cfg.rollout_rows)
+            seen = student.see(padded)
         groups = [
             mine + cache.draw(name, cfg.seed, "d", step, count=n)[0] for name, mine in zip(names, fresh, strict=True)
         ]
         is_student = torch.tensor([r.source == "student" for g in groups for r in g], dtype=torch.bool)
-        asked, prompts, groups = filled(questions, mine, prompts, groups, student)
-        return D.batches(asked, student.see(prompts), groups, cfg.micro_batch), is_student, len(mine)
+        groups += [[]] * (len(asked) - len(mine))
+        return D.batches(asked, seen, groups, cfg.micro_batch), is_student, len(mine)
 
     held_batches, held_is_student, _ = texts(held, -1)
     for step in range(cfg.d_steps if cfg.d_pretrain else 0):
@@ -485,11 +488,12 @@ def discriminator(run: Run) -> None:
         visits = questions_at(train, step, cfg.questions_per_step, seed_of(cfg.seed, "d"))
         step_questions = [q for q, _ in visits]
         batches, is_student, count = texts(step_questions, step)
-        loss, _ = discriminator_update(D, batches, is_student, count / len(step_questions), world)
-        loss = total(loss)
-        update(optimizer, cfg.clip, loss, run, "discriminator", step, [q.id for q in step_questions])
-        with torch.no_grad():
-            mine = [torch.cat([D(b) for b in held_batches]).cpu(), held_is_student]
+        with on_gpu(run, D, optimizer):
+            loss, _ = discriminator_update(D, batches, is_student, count / len(step_questions), world)
+            loss = total(loss)
+            update(optimizer, cfg.clip, loss, run, "discriminator", step, [q.id for q in step_questions])
+            with torch.no_grad():
+                mine = [torch.cat([D(b) for b in held_batches]).cpu(), held_is_student]
         found = discriminator_accuracy(*(torch.cat(everyone_of(x)) for x in mine))
         run.log("metrics.jsonl", stage="discriminator", step=step, loss=loss, **found)
         print(f"  step {step + 1:3d}  loss {loss:.3f}  held-out accuracy {found['d_accuracy']:.3f}", flush=True)
@@ -605,8 +609,8 @@ def ril(run: Run) -> None:
         else:
             similarity = control_similarity(cfg.similarity, asked, groups, is_teacher)
         verdicts = iter(judge.verdicts(asked, [r for g in fresh for r in g]))
-        seen_here = judge.seen
-        malformed = total(seen_here * judge.malformed_share()) / max(1, total(seen_here))
+        bad, texts = map(sum, zip(*everyone_of(judge.malformed_counts()), strict=True))
+        malformed = bad / max(texts, 1)
         verdicts = [[next(verdicts) for _ in mine] + v for mine, (_, v) in zip(fresh, cached, strict=True)]
         answer = torch.tensor(verdicts, dtype=torch.float32).view(len(groups), G + T) * (cfg.answer == "judge")
         reward = rewards(similarity, answer)
@@ -877,7 +881,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (rank 0 speaks for all)
     if cfg.data:  # read and encode every question before anything is written: bad input leaves no trace
         questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns if Path(cfg.data).is_file() else 0)
-        encoder = load(cfg.student) if cfg.student in TINY else shell(cfg.student, torch.float32)[0]
+        encoder = load(cfg.student) if cfg.student in TINY else None
+        encoder = encoder or (random_shell(cfg.student) if cfg.random_weights else shell(cfg.student, torch.float32)[0])
         if cfg.image_tokens:
             encoder.family.limit(encoder.image_processor, cfg.image_tokens)
         wrong = ""
