@@ -2189,6 +2189,10 @@ def test_a_bf16_student_says_what_its_bf16_replica_says_bit_for_bit(vlm, tmp_pat
     batch = model.pack(prompts, [[student.reply_ids("red"), student.reply_ids("the answer is blue")]] * len(questions))
     ours, theirs = student(batch), replica(batch)
     assert torch.equal(ours, theirs) and ours.dtype == torch.float32
+    for p in prompts:
+        p.patches = None  # and through the vision tower, whose rotary tables must not be rounded
+    raw = model.pack(prompts, [[student.reply_ids("red")]] * len(questions))
+    assert torch.equal(student(raw), replica(raw))
     assert all(x.dtype == torch.float32 for x in student.tensors().values())  # masters
     inv = [x for name, x in replica.named_buffers() if "inv_freq" in name]
     assert inv and all(x.dtype == torch.float32 for x in inv)  # rounded tables would turn late positions
