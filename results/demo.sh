@@ -5,7 +5,7 @@ source "$(dirname "$0")/study.sh"
 echo "1/3  warm start (the student learns the language of the tiny world)"
 OMP_NUM_THREADS=$CORES "$PYTHON" train.py --run demo-warm --stage sft --threads "$CORES"
 echo "2/3  Dr.GRPO and RIL from that warm start, --judged 0.25, side by side"
-SHARED="--student runs/demo-warm/sft --judged 0.25 --threads 1"
+SHARED="--student runs/demo-warm/sft --judged 0.25 --threads 1 --eval-every 20 --eval-draws 2"
 "$PYTHON" -u train.py --run demo-dr_grpo-0 $SHARED --algo dr_grpo --evaluated after 2>&1 | sed 's/^/dr_grpo | /' &
 "$PYTHON" -u train.py --run demo-ril-0 $SHARED 2>&1 | sed 's/^/ril     | /'
 wait

@@ -9,6 +9,4 @@ long() { cell "$1" --steps 150 --evaluated all --test-questions 1000 "${@:2}"; }
 long ril
 long ril-levels --similarity levels
 long ril-positive --teacher-use positive
-long constant-reward --discriminator none --similarity constant
-long dr_grpo --algo dr_grpo
 run_study
