@@ -2279,8 +2279,10 @@ def test_a_published_name_comes_from_the_hub_and_without_it_one_line_says_what_w
         raise OSError("no network here")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(data.UserError, match=r"Qwen/Qwen2.5-VL-7B-Instruct.*no network.*tiny-qwen.*--random-weights"):
-        model.load("qwen2.5-vl-7b")
+    says = r"Qwen/Qwen2.5-VL-7B-Instruct.*no network.*tiny-qwen.*--random-weights"
+    with pytest.raises(data.UserError, match=says):
+        command(tmp_path, "--student", "qwen2.5-vl-7b", "--run", "real")
+    assert not (tmp_path / "runs").exists()  # the next command is not refused for a run that never began
 
 
 def test_offload_and_recomputation_change_no_number(straight, tmp_path):

@@ -879,6 +879,10 @@ def main(argv: list[str] | None = None) -> None:
     start_ranks(device_of(cfg).partition(":")[0])
     if ranks()[0]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (rank 0 speaks for all)
+    if cfg.student in FULL and not cfg.random_weights:
+        find_folder(cfg.student)  # or one line, before anything is written
+    if is_real(cfg.student) and not cfg.data:
+        print("no --data: the embedded tiny world, its pictures at 336 x 336 pixels")
     if cfg.data:  # read and encode every question before anything is written: bad input leaves no trace
         questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns if Path(cfg.data).is_file() else 0)
         encoder = load(cfg.student) if cfg.student in TINY else None
@@ -901,6 +905,8 @@ def main(argv: list[str] | None = None) -> None:
             missing = Path("runs") / cfg.run / STAGE_OF[earlier][1]
             raise UserError(f"--stage {cfg.stage} needs {missing}; run --stage {earlier} first")
     run = Run(cfg, sys.argv[1:] if argv is None else argv)
+    if cfg.judge.startswith("http"):
+        run.judge().server.name_model()  # a dead judge is named now, not after the rollout
     if cfg.stage in ("build-teachers", "select"):
         return {"build-teachers": build_teachers, "select": select}[cfg.stage](run)
     for name in stages_of(cfg):
