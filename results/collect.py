@@ -174,6 +174,8 @@ def draw_study(path: Path, rows: dict, curves: dict, panels: list[str]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    if panels == ["differences"]:
+        return draw_differences(path, rows, plt)
     height, n = max(3.4, 0.32 * len(rows) + 1), len(panels)
     shape = dict(figsize=(5 + 4 * n, height), width_ratios=[1.5] + [1] * n)
     figure, axes = plt.subplots(1, 1 + n, constrained_layout=True, **shape)
@@ -198,6 +200,28 @@ def draw_study(path: Path, rows: dict, curves: dict, panels: list[str]) -> None:
         axis.legend(frameon=False, fontsize=7)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def draw_differences(path: Path, rows: dict, plt) -> None:
+    """Paired differences in accuracy to the study's own choice, one line a switch; what lies outside is written."""
+    rows = {label: r for label, r in rows.items() if "sampled difference" in r}
+    figure, axis = plt.subplots(figsize=(9, 0.28 * len(rows) + 1), constrained_layout=True)
+    place, edge = np.arange(len(rows))[::-1], 0.06
+    for shift, column, color in ((0.14, "sampled", "tab:blue"), (-0.14, "greedy", "tab:orange")):
+        found = [r[f"{column} difference"] for r in rows.values()]
+        means, halves = [d["mean"] for d in found], [d["half"] or 0 for d in found]
+        axis.errorbar(means, place + shift, xerr=halves, fmt="o", ms=4, capsize=2, color=color, label=column)
+        for y, d in zip(place + shift, found, strict=True):
+            if abs(d["mean"]) > edge:
+                axis.text(np.sign(d["mean"]) * edge, y, f"{d['mean']:+.3f}", fontsize=7, color=color, va="bottom")
+    axis.axvline(0, color="0.6", lw=1)
+    axis.set_yticks(place, list(rows))
+    axis.set(xlim=(-edge, edge), title="held-out accuracy minus the first row's, paired by seed, 95 % interval")
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -233,7 +257,9 @@ def main() -> None:
     parser.add_argument("--cells", required=True, help="the rows, in order")
     parser.add_argument("--seeds", default="0", help="the seeds")
     parser.add_argument("--against", default="", help="the row that all are compared with [the row above]")
-    parser.add_argument("--panels", default="similarity,answer", help=f"curves to draw: {', '.join(PANELS)}")
+    parser.add_argument(
+        "--panels", default="similarity,answer", help=f"curves to draw: {', '.join(PANELS)}; or differences"
+    )
     parser.add_argument("--into", default="results", help="the folder for table and picture")
     args = parser.parse_args()
     cells, seeds = args.cells.split(","), [int(s) for s in args.seeds.split(",")]

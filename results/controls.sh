@@ -2,7 +2,7 @@
 # The switches of the paper's ablations, one at a time, against its own choices (first row).
 source "$(dirname "$0")/study.sh"
 study controls "0 1 2"
-AGAINST=ril PANELS=dead_groups
+AGAINST=ril PANELS=differences
 cell ril --algo ril
 cell D-frozen --discriminator frozen
 cell D-not-pretrained --no-d-pretrain
