@@ -243,9 +243,8 @@ def tell(rows: dict) -> None:
     print(f"D's accuracy {ril['d_accuracy_start']:.2f} -> {ril['d_accuracy_end']:.2f}")
     study = json.loads((Path(__file__).parent / "weak_judge.json").read_text())["rows"]
     five = [f"{label} {study[cell]['sampled']['mean']:.3f}" for label, cell in CONTROLS.items()]
-    print(
-        "One seed is an anecdote. The same over five seeds (results/weak_judge.md, sampled): " + ", ".join(five) + "."
-    )
+    print("One seed is an anecdote. The same over five seeds (results/weak_judge.md), sampled accuracy:")
+    print(", ".join(five) + ".")
     print("So D carries the signal where most questions have no answer key; but the constant reward 'is a teacher row'")
     print("does as well wherever teacher text is in the group.")
 
