@@ -1302,7 +1302,10 @@ def test_eval_scores_each_file_as_the_public_toolkit_does(rules):
 
 def test_eval_traps_of_the_rules():
     abc = {"A": "sun", "B": "grass", "C": "frog", "answer": "B", "index": 1}
-    score = lambda text, rules="2025-10", name="MMStar", **row: ev.score_item(name, abc | row, text, rules)["extracted"]  # noqa: E731
+
+    def score(text, rules="2025-10", name="MMStar", **row):
+        return ev.score_item(name, abc | row, text, rules)["extracted"]
+
     assert score("B a b c d") is False and score("B a b c") == "B" and score("Z") == "Z" and score("Z B") == "B"
     assert score("Failed to obtain answer via API, the answer is B", "head") is False
     assert score("the answer is a frog", "head") == "A" and score("the answer is a frog") == "C"
