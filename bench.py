@@ -14,6 +14,7 @@ in one batch, stock `generate` one by one, as public evaluators do. Absolute tim
 of one run do.
 """
 
+import functools
 import inspect
 import json
 import os
@@ -29,7 +30,8 @@ import torch.nn.functional as F
 from data import Flags, UserError, run_command, world_questions
 from discriminator import Discriminator, discriminator_loss
 from grpo import advantages, policy_loss
-from model import FULL, TINY, load, pack, random_shell, ranks, shell
+from judge import is_url
+from model import FULL, JUDGES, TINY, language_shell, load, pack, random_shell, ranks, shell
 from rollout import GREEDY, rollout
 
 
@@ -72,14 +74,20 @@ def separate_batch(student, prompts: list, groups: list[list[list[int]]]) -> dic
 # ------------------------------------------------------------------------------------------------ the plan
 TFLOPS, BANDWIDTH, TEACHER_TOKENS = 400e12, 2.0e12, 5000.0  # what the plan assumes of a GPU, and of a served teacher
 PROMPT_TEXT, MEAN_RESPONSE = 200, 0.6  # tokens of a question; a response's mean length as a share of the longest
-JUDGE_PARAMETERS = {"qwen2.5-32b": 32.763876352e9}
 
 
+@functools.lru_cache
 def sizes(name: str) -> dict[str, float]:
     """`count_of` a model by its name or folder, without memory."""
-    return count_of(
-        random_shell(name) if name in FULL else load(name) if name in TINY else shell(name, torch.float32)[0]
-    )
+    return count_of(load(name) if name in TINY else (random_shell if name in FULL else shell)(name)[0])
+
+
+@functools.lru_cache
+def judge_parameters(name: str) -> int:
+    """Parameters of a judge that is loaded here; 0 for the rule and for a served one."""
+    if name == "rule" or is_url(name):
+        return 0
+    return sum(p.numel() for p in language_shell(name, torch.bfloat16, name in JUDGES)[0].parameters())
 
 
 def count_of(vlm) -> dict[str, float]:
@@ -104,7 +112,7 @@ def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
     12 bytes a parameter for master and optimiser, 4 for the gradient; keys and values are counted in every phase, since
     nothing frees them within a step; 3 GB for context, NCCL and fragmentation.
     """
-    m, judge, W = sizes(cfg.student), JUDGE_PARAMETERS.get(cfg.judge, 0.0), gpus
+    m, judge, W = sizes(cfg.student), judge_parameters(cfg.judge), gpus
     D = (m["all"] - m["head"]) * (cfg.discriminator != "none")
     prompt = (cfg.image_tokens or 256) + PROMPT_TEXT
     row = prompt + 2 * cfg.group_size * cfg.max_new_tokens
@@ -141,7 +149,7 @@ def hours_and_disk(cfg, gpus: int) -> dict[str, tuple[float, float]]:
     m, G, mine = sizes(cfg.student), cfg.group_size, -(-cfg.questions_per_step // gpus)
     mean, prompt = MEAN_RESPONSE * cfg.max_new_tokens, (cfg.image_tokens or 256) + PROMPT_TEXT
     row, texts = prompt + 2 * G * mean, (100 + 2 * G * (mean + 10)) * (cfg.discriminator != "none")
-    judge = 2 * JUDGE_PARAMETERS.get(cfg.judge, 0.0) * (400 + G * (mean + 30))
+    judge = 2 * judge_parameters(cfg.judge) * (400 + G * (mean + 30))
     body = 2 * m["layers"] * (prompt + (4 * cfg.mu + 1) * (row + texts)) + 2 * m["vision"] * 4 * prompt
     flops = body + 2 * m["hidden"] * m["words"] * (4 * cfg.mu + 1) * 2 * G * mean + judge
     rows = min(cfg.rollout_rows, G * mine)
@@ -161,7 +169,7 @@ def hours_and_disk(cfg, gpus: int) -> dict[str, tuple[float, float]]:
 def print_plan(cfg) -> None:
     """What fits and how long it takes, before anything is loaded; every number is an estimate."""
     names = [n for n in (cfg.student, *cfg.teachers.split(",")) if n in (*FULL, *TINY)]
-    judge = f"{JUDGE_PARAMETERS[cfg.judge] / 1e9:.1f} B" if cfg.judge in JUDGE_PARAMETERS else cfg.judge
+    judge = f"{cfg.judge} {judge_parameters(cfg.judge) / 1e9:.1f} B" if judge_parameters(cfg.judge) else cfg.judge
     print("parameters: " + ", ".join(f"{n} {sizes(n)['all'] / 1e9:.3f} B" for n in names) + f", judge {judge}")
     print(
         f"a step: {cfg.questions_per_step} questions, {cfg.group_size} + {cfg.group_size} responses of at most "

@@ -139,6 +139,11 @@ def chat_message(text: str, pictures: Iterable = ()) -> dict:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
 
 
+def is_url(name: str) -> bool:
+    """Does it name a server?"""
+    return name.startswith(("http://", "https://"))
+
+
 class Server:
     """A model behind an OpenAI-compatible URL, asked by `in_flight` requests at once.
 
@@ -302,36 +307,6 @@ def malformed(text: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ the judges
-def load_judge_model(name: str, device="cpu", mesh=None) -> tuple:
-    """(stock causal language model, tokenizer) of a folder or a name in model.JUDGES: frozen, bf16 on a GPU, else fp32;
-    sharded over `mesh` where there is one. Raises UserError where it cannot be loaded or lacks a tensor.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    from model import JUDGES, find_folder, on_meta, read_weights, shard
-
-    if name not in JUDGES and not (Path(name) / "config.json").is_file():
-        kinds = f"there are rule, {', '.join(JUDGES)}, a folder with config.json, or a URL"
-        raise UserError(f"--judge {name}: unknown; {kinds}")
-    folder, dtype = find_folder(name), torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model = on_meta(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype), dtype)
-    except Exception as error:  # whatever stock code says of a torn or missing file, as one line
-        raise UserError(f"--judge {name}: cannot be loaded ({str(error).splitlines()[0][:160]})") from None
-    if mesh is not None:
-        shard(model, list(model.model.layers), mesh, dtype)
-    model.to_empty(device=device)
-    model.tie_weights()
-    read_weights(model.state_dict(), model, folder)
-    for module in model.modules():  # rotary tables are in no file
-        if list(module.buffers(recurse=False)):
-            model._init_weights(module)
-    return model.requires_grad_(False).eval(), tokenizer
-
-
 def read_verdicts(path: Path) -> dict[str, int | None]:
     """The cached verdicts of a file, {} without one. A line that a kill tore is ignored, and closed."""
     known, text = {}, path.read_bytes() if path.exists() else b""
@@ -347,25 +322,44 @@ def read_verdicts(path: Path) -> dict[str, int | None]:
     return known
 
 
+def known_judge(name: str) -> None:
+    """Raises UserError for a judge that is neither the rule nor a URL, a name in model.JUDGES or a folder."""
+    from model import JUDGES
+
+    if name not in ("rule", *JUDGES) and not is_url(name) and not (Path(name) / "config.json").is_file():
+        raise UserError(
+            f"--judge {name}: unknown; there are rule, {', '.join(JUDGES)}, a folder with config.json, or a URL"
+        )
+
+
 class Judge:
     """verdicts(questions, responses) -> 0/1 each. Every response names its question; the pairs are made here, by id.
 
-    name: "rule", a URL, a name in model.JUDGES or a folder. cache: a file for the verdicts of language models: the same
-    text is asked about once, in this run and after a resume.
+    name: "rule", a URL, a name in model.JUDGES or a folder (bf16 on a GPU, else fp32; sharded over `mesh`; `random`:
+    random weights at a named model's size). Raises UserError for anything else. cache: a file for the verdicts of
+    language models: the same text is asked about once, in this run and after a resume.
 
     For studies a training judge can be weak: `judged` is the share of questions that have an answer key (the rest score
     0 for every response), `wrong` the share of verdicts that are turned round. Both by a hash, so always the same ones.
     """
 
-    def __init__(self, name="rule", judged=1.0, wrong=0.0, cache=None, device="cpu", mesh=None, max_tokens=300):
+    def __init__(
+        self, name="rule", judged=1.0, wrong=0.0, cache=None, device="cpu", mesh=None, max_tokens=300, random=False
+    ):
         self.name, self.judged, self.wrong, self.max_tokens = name, judged, wrong, max_tokens
-        self.server = Server(name) if name.startswith(("http://", "https://")) else None
+        self.server = Server(name) if is_url(name) else None
         self.cache = Path(cache) if cache else None
         self.known = read_verdicts(self.cache) if cache else {}
         self.seen, self.bad, self.device = 0, 0, device
         self.away = False  # is a local judge on its device only while it is asked?
         if name != "rule" and not self.server:
-            self.model, self.tokenizer = load_judge_model(name, device, mesh)
+            import torch
+
+            from model import load_language_model
+
+            known_judge(name)
+            dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+            self.model, self.tokenizer = load_language_model(name, device, dtype, mesh, random)
             self.control = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special and t.content]
             ids = self.tokenizer(["<answer>", "<answer>0", "<answer>1"], add_special_tokens=False)["input_ids"]
             if ids[1][:-1] != ids[0] or ids[2][:-1] != ids[0]:

@@ -37,14 +37,17 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import safe_open
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     InternVLConfig,
@@ -84,6 +87,9 @@ class Family:
     limit: Callable  # (image processor, most image tokens of a picture) -> None: sets it
     tiny: Callable  # (width, layers) -> (config, tokenizer, image processor) of a tiny model of the real classes
     full: Callable  # (the tiny config, text sizes, vision sizes) -> (config, image processor) of a published model
+
+
+CHAT = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # the control tokens of every tiny model
 
 
 def tiny_tokenizer(special: list[str], picture: str, cut: int | None = None) -> PreTrainedTokenizerFast:
@@ -143,8 +149,8 @@ def tiny_qwen(width: int, layers: int) -> tuple:
     """0.5 M (width 96) or 0.8 M (width 128) parameters; 7-pixel patches, so a cell of the tiny world is one image
     token.
     """
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-    tok = tiny_tokenizer([*special, "<|video_pad|>"], "<|vision_start|><|image_pad|><|vision_end|>")
+    special = [*CHAT, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tok = tiny_tokenizer(special, "<|vision_start|><|image_pad|><|vision_end|>")
     head = width // 4
     axis = head // 6
     vision = dict(depth=2, hidden_size=64, intermediate_size=128, num_heads=4, patch_size=7, spatial_merge_size=2)
@@ -172,8 +178,8 @@ def qwen_limit(processor, tokens: int) -> None:
 def full_qwen(tiny, text: dict, vision: dict):
     """Configuration and image processor of a published Qwen2.5-VL; special ids as in the tiny one."""
     text |= dict(rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]))
-    vision |= dict(depth=32, hidden_size=1280, num_heads=16, out_hidden_size=text["hidden_size"], patch_size=14)
-    vision |= dict(spatial_merge_size=2, temporal_patch_size=2, window_size=112, fullatt_block_indexes=[7, 15, 23, 31])
+    vision |= dict(out_hidden_size=text["hidden_size"], patch_size=14, window_size=112)
+    vision |= dict(spatial_merge_size=2, temporal_patch_size=2)
     names = ("image_token_id", "video_token_id", "vision_start_token_id")
     ids = {name: getattr(tiny, name) for name in names}
     more = dict(tie_word_embeddings=text["tie_word_embeddings"], **ids)
@@ -185,8 +191,7 @@ def tiny_internvl(width: int, layers: int) -> tuple:
     """The same sizes as the tiny Qwen: 42 x 42 tiles of 7-pixel patches, nine image tokens a tile. Its tokenizer cuts
     words into pieces of five characters, so that text, not tokens, has to cross between the families.
     """
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
-    tok = tiny_tokenizer(special, "<IMG_CONTEXT>", cut=5)
+    tok = tiny_tokenizer([*CHAT, "<img>", "</img>", "<IMG_CONTEXT>"], "<IMG_CONTEXT>", cut=5)
     vision = dict(num_hidden_layers=2, hidden_size=64, intermediate_size=128, num_attention_heads=4)
     vision |= dict(image_size=[42, 42], patch_size=[7, 7], use_qk_norm=True, norm_type="rms_norm")
     config = InternVLConfig(
@@ -269,12 +274,6 @@ TINY = {
     "tiny-internvl-teacher": Tiny("internvl", 128, voice="b"),
 }
 
-JUDGES = {  # text-only language models that --judge can name
-    "qwen2.5-32b": "Qwen/Qwen2.5-32B-Instruct",
-    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
-    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
-}
-
 
 @dataclass(frozen=True)
 class Full:
@@ -283,11 +282,12 @@ class Full:
     family: str
     hub: str
     text: tuple  # hidden, intermediate, layers, heads, KV heads, vocabulary
-    vision: dict
+    vision: dict | None = None  # None: a language model alone
     tied: bool = False
 
 
-QWEN_VIT, QWEN_VIT_72B = dict(intermediate_size=3420), dict(intermediate_size=3456)
+QWEN_VIT = dict(depth=32, hidden_size=1280, num_heads=16, fullatt_block_indexes=[7, 15, 23, 31])
+QWEN_VIT, QWEN_VIT_72B = (QWEN_VIT | dict(intermediate_size=x) for x in (3420, 3456))
 VIT_300M = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
 VIT_300M |= dict(norm_type="layer_norm", use_qk_norm=False, attention_bias=True)
 VIT_6B = dict(hidden_size=3200, intermediate_size=12800, num_hidden_layers=45, num_attention_heads=25)
@@ -304,6 +304,12 @@ FULL = {
         "qwen2_5_vl", "Qwen/Qwen2.5-VL-72B-Instruct", (8192, 29568, 80, 64, 8, 152064), QWEN_VIT_72B
     ),
     "internvl3-78b": Full("internvl", "OpenGVLab/InternVL3-78B-hf", (8192, 29568, 80, 64, 8, 151674), VIT_6B),
+}
+
+JUDGES = {  # text-only language models that --judge can name
+    "qwen2.5-32b": Full("qwen2", "Qwen/Qwen2.5-32B-Instruct", (5120, 27648, 64, 40, 8, 152064)),
+    "qwen2.5-7b": Full("qwen2", "Qwen/Qwen2.5-7B-Instruct", (3584, 18944, 28, 28, 4, 152064)),
+    "qwen2.5-1.5b": Full("qwen2", "Qwen/Qwen2.5-1.5B-Instruct", (1536, 8960, 28, 12, 2, 151936), tied=True),
 }
 
 
@@ -567,6 +573,10 @@ class VLM(nn.Module):
         made = [self.image_processor([p], return_tensors="pt") for p in pictures]
         return [{name: x[name] for name in self.family.tensors} for x in made]
 
+    def blank(self) -> dict:
+        """The tensors of a blank picture, which stands in where a rank has none: vision towers wait for each other."""
+        return self.look([Image.new("RGB", (56, 56))])[0]
+
     def chat_text(self, looked: list[dict], text: str | list[str], system: str = "") -> str:
         """The chat up to where the answer begins, with as many placeholders as each picture has image tokens.
 
@@ -618,12 +628,15 @@ class VLM(nn.Module):
             )
         return prompt
 
+    # ---- sampling (rollout.py); like forward these gather the weights of a sharded model: all ranks together
     @torch.no_grad()
     def see(self, prompts: list[Prompt]) -> list[Prompt]:
         """Encode the pictures of these prompts once, without gradient (the tower is frozen in RIL); sets their
         patches.
         """
         todo = [p for p in prompts if p.looked and p.patches is None]
+        if not todo and isinstance(self, FSDPModule):  # other ranks may have pictures, and their tower waits for ours
+            encode_pictures(self.base, self.family, {k: x.to(self.device) for k, x in self.blank().items()})
         if todo:
             pixels = {name: x.to(self.device) for name, x in join_pixels(todo).items()}
             patches = encode_pictures(self.base, self.family, pixels)
@@ -632,6 +645,26 @@ class VLM(nn.Module):
                 prompt.patches = part
         return prompts
 
+    def prefill(self, batch: Batch, ends: torch.Tensor, cache) -> torch.Tensor:
+        """Bare prompts into the cache; ends (B,) are the flat places of their last tokens -> logits there, (B, V)."""
+        return self.logits(trunk(self.base, self.family, batch, cache)[ends])
+
+    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache) -> torch.Tensor:
+        """One more token (n,) for n rows: positions (3, n, 1), mask (n, window) over the cache -> logits (n, V)."""
+        hidden = self.base.language_model(
+            inputs_embeds=self.base.get_input_embeddings()(tokens[:, None]),
+            attention_mask={"full_attention": mask[:, None, None]},
+            position_ids=language_positions(self.base, positions),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return self.logits(hidden[:, 0])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Last hidden states (n, H) -> logits (n, V), fp32; what may not be said has -inf."""
+        return self.hf.lm_head(hidden).float() + self.banned
+
+    # ---- text
     def reply_ids(self, text: str) -> list[int]:
         """A reply's tokens with the end token, as the student would have to write it."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.end]
@@ -693,11 +726,23 @@ def start_ranks(device: str) -> DeviceMesh:
     Over several nodes the shards lie inside a node and only gradients cross (HSDP).
     """
     if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        backend, local = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", int(os.environ.get("LOCAL_RANK", 0))
+        if device == "cuda" and local >= torch.cuda.device_count():
+            raise UserError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes, but this machine shows {torch.cuda.device_count()} GPUs; "
+                f"take --nproc_per_node {torch.cuda.device_count()}"
+            )
         if device == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(local)
         alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
-        dist.init_process_group(backend, timeout=timedelta(hours=1), **alone)
+        try:
+            dist.init_process_group(backend, timeout=timedelta(hours=1), **alone)
+        except (dist.DistError, RuntimeError, ValueError) as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise UserError(
+                f"the processes cannot meet at {where} ({str(error).splitlines()[0][:120]}); if the port is in use, "
+                "give torchrun another --master_port, or --standalone"
+            ) from None
         atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     world = dist.get_world_size()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
@@ -715,6 +760,16 @@ def deal(items: list) -> list:
     """This rank's share, dealt round robin: [a b c d e] of two ranks -> [a c e] and [b d]."""
     rank, world = ranks()
     return list(items)[rank::world]
+
+
+def dealt(items: list) -> tuple[list, int]:
+    """This rank's share, as long as every other rank's, and how many of it count.
+
+    Every rank has to make the same number of forward passes: where the items do not divide, a rank that is one short
+    gets the first item besides, which adds to no result.
+    """
+    mine = deal(items)
+    return mine + list(items[:1]) * (-(-len(items) // ranks()[1]) - len(mine)), len(mine)
 
 
 def everyone_of(x) -> list:
@@ -753,6 +808,8 @@ def shard(player: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, compute:
     policy = MixedPrecisionPolicy(param, torch.float32, cast_forward_inputs=False)
     for part in (*blocks, player):
         fully_shard(part, mesh=mesh, mp_policy=policy)
+    for method in ("see", "prefill", "decode") if isinstance(player, VLM) else ():
+        register_fsdp_forward_method(player, method)
 
 
 # ------------------------------------------------------------------------------------------------ loading
@@ -783,18 +840,56 @@ def load(
         hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
         vlm = VLM(hf.to(dtype), tok, pictures).to(device).eval()
         return placed(player(vlm) if player else vlm, vlm, mesh, compute or dtype)
-    vlm, folder = (random_shell(name, dtype), None) if random_weights else shell(name, dtype)
+    vlm, folder = (random_shell if random_weights else shell)(name, dtype)
     it = placed(player(vlm) if player else vlm, vlm, mesh, compute or dtype)
-    it.to_empty(device=device)
-    it.settle()
+    return with_weights(it, vlm.hf, folder, device, seed)
+
+
+def with_weights(player, hf: nn.Module, folder: Path | None, device, seed: int = 0):
+    """A player that was built without memory, with the folder's weights (None: random ones) on `device`, to be asked.
+
+    hf is the stock model that it is or is made of.
+    """
+    player.to_empty(device=device)
+    getattr(player, "settle", hf.tie_weights)()
     if folder is None:
-        fill(it, seed)
+        fill(player, seed)
     else:
-        read_weights(it.tensors(), vlm.hf, folder)
-    for module in it.modules():  # rotary tables are in no file; stock code computes them
+        read_weights(getattr(player, "tensors", hf.state_dict)(), hf, folder)
+    for module in player.modules():  # rotary tables are in no file; stock code computes them
         if not isinstance(module, VLM) and list(module.buffers(recurse=False)):
-            vlm.hf._init_weights(module)
-    return it.eval()
+            hf._init_weights(module)
+    return player.eval()
+
+
+def language_shell(name: str, dtype: torch.dtype, random_weights: bool = False) -> tuple:
+    """(stock causal language model without memory, tokenizer, folder) of a name in JUDGES or a folder; with
+    `random_weights` at a published model's size without files, spelling in the tiny tokenizer. Raises UserError.
+    """
+    folder = None if random_weights else find_folder(name)
+    try:
+        if folder is None:
+            config = AutoConfig.for_model(JUDGES[name].family, **text_sizes(JUDGES[name]))
+            tok = tiny_tokenizer(CHAT, "")
+        else:
+            tok = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return on_meta(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype), dtype), tok, folder
+    except Exception as error:
+        raise cannot_be_loaded(name, error) from None
+
+
+def load_language_model(name: str, device, dtype, mesh: DeviceMesh | None = None, random_weights: bool = False):
+    """(stock causal language model, tokenizer), frozen and in memory; sharded where there is a mesh."""
+    hf, tok, folder = language_shell(name, dtype, random_weights)
+    if mesh is not None:
+        shard(hf, list(hf.model.layers), mesh, dtype)
+    return with_weights(hf, hf, folder, device).requires_grad_(False), tok
+
+
+def cannot_be_loaded(name: str | Path, error: Exception) -> UserError:
+    """Whatever stock code says of a torn or missing file, as one line."""
+    return UserError(f"{name}: cannot be loaded ({str(error).splitlines()[0][:160]}); make the folder anew")
 
 
 def placed(player, vlm: VLM, mesh: DeviceMesh | None, compute: torch.dtype):
@@ -805,7 +900,7 @@ def placed(player, vlm: VLM, mesh: DeviceMesh | None, compute: torch.dtype):
     return player
 
 
-def shell(name: str | Path, dtype: torch.dtype) -> tuple[VLM, Path]:
+def shell(name: str | Path, dtype: torch.dtype = torch.float32) -> tuple[VLM, Path]:
     """A model without memory, made from a folder's configuration; -> it and the folder."""
     folder = find_folder(name)
     family = family_of(folder)
@@ -816,10 +911,8 @@ def shell(name: str | Path, dtype: torch.dtype) -> tuple[VLM, Path]:
         hf = on_meta(lambda: family.model(config), dtype)
         if (folder / "generation_config.json").is_file():
             hf.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever stock code says of a torn or missing file, as one line
-        raise UserError(
-            f"{name}: cannot be loaded ({str(error).splitlines()[0][:160]}); make the folder anew"
-        ) from None
+    except Exception as error:
+        raise cannot_be_loaded(name, error) from None
     return VLM(hf, tok, pictures), folder
 
 
@@ -836,15 +929,15 @@ def on_meta(make: Callable, dtype: torch.dtype) -> nn.Module:
     return hf
 
 
-def random_shell(name: str, dtype: torch.dtype = torch.float32) -> VLM:
-    """A published model at full size without its weights and files; it spells in the tiny tokenizer."""
+def random_shell(name: str, dtype: torch.dtype = torch.float32) -> tuple[VLM, None]:
+    """The same of a published model at full size, without any file; it spells in the tiny tokenizer."""
     full = FULL[name]
     family = FAMILIES[full.family]
     tiny, tok, _ = family.tiny(96, 1)
     config, pictures = family.full(tiny, text_sizes(full), dict(full.vision))
     hf = on_meta(lambda: family.model(config), dtype)
     hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
-    return VLM(hf, tok, pictures)
+    return VLM(hf, tok, pictures), None
 
 
 @torch.no_grad()
@@ -918,7 +1011,7 @@ def find_folder(name: str | Path) -> Path:
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    hub, first = JUDGES.get(name) or FULL[name].hub, int(os.environ.get("LOCAL_RANK", 0)) == 0
+    hub, first = (FULL | JUDGES)[name].hub, int(os.environ.get("LOCAL_RANK", 0)) == 0
     if not first:  # the first process of a node looks and downloads, the others find it in the cache
         wait()
     for local in (True, False) if first else (True,):

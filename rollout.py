@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.distributed.fsdp import FSDPModule
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data import seed_of
-from model import VLM, Prompt, language_positions, pack, trunk
+from model import VLM, Prompt, everyone_of, pack
 
 
 @dataclass
@@ -169,8 +170,8 @@ def rollout(
     """`group` responses to each prompt, as lists in the prompts' order.
 
     names are the questions' ids; `purpose` (seed, ...), the id and the visit (which time it is asked, if given) seed
-    the uniform numbers. At most `max_rows`
-    rows decode at once: memory for keys and values is max_rows x (prompt + max_new_tokens).
+    the uniform numbers. At most `max_rows` rows decode at once: memory for keys and values is max_rows x (prompt +
+    max_new_tokens). A sharded model is asked by all ranks together, each with equally many prompts (model.dealt).
     """
     if not prompts or not group:
         return [[] for _ in prompts]
@@ -187,23 +188,20 @@ def rollout(
 
 def decode(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> list[list[Response]]:
     """One pass of `rollout`: prefill, then one token for all living rows at a time."""
-    base, device, rows = vlm.base, vlm.device, len(prompts) * group
-    config = base.language_model.config
+    config, device, rows = vlm.base.language_model.config, vlm.device, len(prompts) * group
     # ---- prefill: pictures and prompt once per question, padded on the right (nobody looks at the padding)
     batch = pack(vlm.see(prompts), [[] for _ in prompts], device=device)
-    cache = DynamicCache(config=config)
-    hidden = trunk(base, vlm.family, batch, cache)
-    lengths = torch.tensor([len(p.ids) for p in prompts])
+    cache, lengths = DynamicCache(config=config), torch.tensor([len(p.ids) for p in prompts])
     longest = int(lengths.max())
-    kv = KeysValues(config, rows, longest + max_new_tokens, device, hidden.dtype)
+    ends_of_prompts = lengths - 1 + torch.arange(len(prompts)) * batch.ids.shape[1]
+    first = vlm.prefill(batch, ends_of_prompts.to(device), cache)
+    kv = KeysValues(config, rows, longest + max_new_tokens, device, cache.layers[0].keys.dtype)
     for layer, stored in enumerate(cache.layers):
         for mine, prompt_part in ((kv.k[layer], stored.keys), (kv.v[layer], stored.values)):
             mine[:, :, :longest] = prompt_part[:, :, :longest].repeat_interleave(group, 0)
     kv.length[:] = lengths.repeat_interleave(group).to(device)
     begin = torch.tensor([int(p.positions.max()) + 1 for p in prompts])
     shift = (begin - lengths).repeat_interleave(group).to(device)  # rotary position = place + shift
-    ends_of_prompts = lengths - 1 + torch.arange(len(prompts)) * batch.ids.shape[1]
-    first = vlm.hf.lm_head(hidden[ends_of_prompts.to(device)]).float() + vlm.banned
     logits = first.repeat_interleave(group, 0)
     # ---- what the rows draw from
     u = torch.zeros(rows, max_new_tokens, dtype=torch.double)
@@ -233,9 +231,12 @@ def decode(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> l
             seen[living, here] = True
         running = ~finished[living]
         left = int(running.sum())
-        if left == 0 or t == max_new_tokens - 1:
+        waited_for = (
+            max(everyone_of(left)) if isinstance(vlm, FSDPModule) else left
+        )  # sharded: until all ranks are done
+        if waited_for == 0 or t == max_new_tokens - 1:
             break
-        if left <= 0.75 * len(living):  # compact: the running rows move to the front of the block
+        if 0 < left <= 0.75 * len(living):  # compact: the running rows move to the front of the block
             keep = running.nonzero()[:, 0]
             for block in (*kv.k, *kv.v, kv.length, shift):
                 block[:left] = block[keep]
@@ -244,15 +245,8 @@ def decode(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> l
         kv.window = longest + t + 1
         mask = torch.arange(kv.window, device=device) <= kv.length[: kv.rows, None]
         positions = (kv.length + shift)[None, : kv.rows, None].expand(3, -1, -1)
-        hidden = base.language_model(
-            inputs_embeds=base.get_input_embeddings()(here[:, None]),
-            attention_mask={"full_attention": mask[:, None, None]},
-            position_ids=language_positions(base, positions),
-            past_key_values=kv,
-            use_cache=True,
-        ).last_hidden_state
+        logits = vlm.decode(here, positions, mask, kv)
         kv.length[: kv.rows] += 1
-        logits = vlm.hf.lm_head(hidden[:, 0]).float() + vlm.banned
     # ---- back to lists
     tokens, logps, count, finished = tokens.tolist(), logps.tolist(), count.tolist(), finished.tolist()
     out = []

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from data import UserError, load_questions, seed_of, split_questions, world_questions
 from judge import Judge
-from model import FULL, TINY, VLM, deal, everyone_of, load, ranks, start_ranks, wait, whole
+from model import FULL, JUDGES, TINY, VLM, deal, everyone_of, load, ranks, start_ranks, wait, whole
 
 HOME = Path(__file__).resolve().parent
 
@@ -116,9 +116,8 @@ class Run:
     def judge(self, weak: bool = False) -> Judge:
         """The judge, loaded once. `weak`: as --judged and --judge-wrong make it for the loop; not for evaluation."""
         if self.known_judge is None:
-            self.known_judge = Judge(
-                self.cfg.judge, cache=self.path / "verdicts.jsonl", device=self.device, mesh=self.mesh
-            )
+            more = dict(cache=self.path / "verdicts.jsonl", random=self.cfg.random_weights and self.cfg.judge in JUDGES)
+            self.known_judge = Judge(self.cfg.judge, device=self.device, mesh=self.mesh, **more)
             self.known_judge.away = self.cfg.offload == "phase"
         it = copy.copy(self.known_judge)
         if weak:
@@ -135,7 +134,7 @@ class Run:
 
     def load(self, name: str | Path, **more):
         """A model on this rank's device, with the run's limit on pictures."""
-        random = self.cfg.random_weights and name == self.cfg.student
+        random = self.cfg.random_weights and name == self.cfg.student and name in FULL
         it = load(name, self.cfg.seed, self.device, random_weights=random, **more)
         if self.cfg.image_tokens and isinstance(it, VLM):
             it.family.limit(it.image_processor, self.cfg.image_tokens)

@@ -5,18 +5,20 @@ served model (NAME=http://host:port/v1), or a file of responses. Only text cross
 """
 
 import collections
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import UserError, read_jsonl, seed_of
+from data import Question, UserError, read_jsonl, seed_of
 from judge import Judge, Server, ask_teacher_server
-from model import FULL, VLM, deal, everyone, everyone_of, family_of, find_folder, pack, ranks, wait
+from model import FULL, VLM, deal, dealt, everyone, everyone_of, family_of, find_folder, pack, ranks, wait
 from rollout import PURE, Response, Sampling, rollout
-from run import HOME, Run, questions_in, slices, split
+from run import HOME, Run, compute_dtype, questions_in, slices, split
 
 FOLDER = HOME / "results" / "teachers"  # committed: each tiny teacher's weights and its cached responses
 SAMPLES, TEMPERATURE = 8, 0.8  # how the committed responses were drawn
@@ -39,48 +41,71 @@ def teacher_folder(name: str) -> Path:
     raise UserError(f"--teachers {name}: neither a folder with config.json nor a tiny teacher ({known})")
 
 
-def ask_teacher(name: str, questions: list, run: Run) -> list[Response]:
-    """Sample every question `teacher_samples` times from a teacher's folder."""
-    cfg = run.cfg
-    bytes_needed = sum(f.stat().st_size for f in teacher_folder(name).glob("*.safetensors"))
-    if run.device != "cpu" and bytes_needed > 0.8 * torch.cuda.get_device_properties(0).total_memory:
-        raise UserError(f"--teachers {name}: {bytes_needed / 1e9:.0f} GB do not fit on one GPU; serve it: {name}=URL")
-    vlm, how, out = run.whole(teacher_folder(name)), Sampling(temperature=cfg.teacher_temperature), []
-    questions = deal(questions)
-    for part in tqdm(slices(len(questions), 64), f"teacher {name}", delay=2, disable=not run.first):
-        prompts, names = [vlm.encode_question(q) for q in questions[part]], [q.id for q in questions[part]]
-        more = dict(purpose=(0, "teacher", name), source=name, max_rows=cfg.rollout_rows)
-        out += rollout(vlm, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, how, **more)
-    return [response for group in everyone(out) for response in group]
+def teacher_model(name: str, run: Run) -> VLM:
+    """A teacher, sharded over all ranks; where a GPU can hold all of it, its weights stay gathered once they were."""
+    vlm = run.sharded(teacher_folder(name), dtype=compute_dtype(run.cfg)).requires_grad_(False)
+    weights = sum(p.numel() * p.element_size() for p in vlm.parameters())
+    if run.device != "cpu" and weights < 0.6 * torch.cuda.get_device_properties(run.device).total_memory:
+        vlm.set_reshard_after_forward(False)
+    return vlm
 
 
-def ask_served_teacher(name: str, url: str, questions: list, run: Run) -> list[Response]:
-    """Rank 0 asks a server; every answer is written down as it arrives, so that a killed run asks for the rest only.
-
-    The others wait for a few questions at a time: waiting for all could outlast what a process group puts up with.
+def own_answers(name: str, questions: list, run: Run) -> Iterator[tuple]:
+    """(question id, index, text, finished) of `teacher_samples` answers to each question from a teacher asked here, by
+    our own rollout. Every rank has a share of the questions and gets all answers.
     """
-    cfg, part, done = run.cfg, run.path / f"teachers-{name}.part.jsonl", set()
+    cfg, vlm = run.cfg, teacher_model(name, run)
+    how, more = Sampling(temperature=cfg.teacher_temperature), dict(purpose=(0, "teacher", name))
+    for part in slices(len(questions), 64 * ranks()[1]):
+        asked, own = dealt(questions[part])
+        prompts, names = [vlm.encode_question(q) for q in asked], [q.id for q in asked]
+        more |= dict(source=name, max_rows=cfg.rollout_rows)
+        groups = rollout(vlm, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, how, **more)
+        for r in (r for group in everyone(groups[:own]) for r in group):
+            yield r.question, r.index, r.text, r.finished
+
+
+def served_answers(url: str, questions: list, run: Run, done: set) -> Iterator[tuple]:
+    """The same from a server: rank 0 asks it for what is not in `done`.
+
+    The others wait for some questions at a time: waiting for all could outlast what a process group puts up with.
+    """
+    samples = (run.cfg.teacher_samples, run.cfg.teacher_temperature, run.cfg.max_new_tokens)
+    for some in slices(len(questions), 1000 if ranks()[1] > 1 else len(questions)):
+        if run.first:
+            yield from ask_teacher_server(Server(url), questions[some], *samples, seed=run.cfg.seed, done=done)
+        wait()
+
+
+def ask_teacher(name: str, url: str, questions: list, run: Run) -> list[Response]:
+    """`teacher_samples` responses to every question, from a server (`url`) or from a teacher asked here.
+
+    Each is written down as it arrives, so that a killed run asks for the rest only.
+    """
+    samples, part = run.cfg.teacher_samples, run.path / f"teachers-{name.replace('/', '-')}.part.jsonl"
     if run.first:
         text = part.read_text() if part.exists() else ""
         part.write_text(text[: text.rfind("\n") + 1])  # a torn last line is asked for again
-        done = {(r["question"], r["index"]) for r in map(json.loads, part.read_text().splitlines())}
-    samples = (cfg.teacher_samples, cfg.teacher_temperature, cfg.max_new_tokens)
-    total = len(questions) * cfg.teacher_samples
-    bar = tqdm(desc=f"teacher {name}", total=total, initial=len(done), mininterval=2, disable=not run.first)
-    for some in slices(len(questions), 1000 if ranks()[1] > 1 else len(questions)):
-        if run.first:
-            with part.open("a") as file:
-                arriving = ask_teacher_server(Server(url), questions[some], *samples, seed=cfg.seed, done=done)
-                for question, index, text, finished in arriving:
-                    row = dict(question=question, index=index, text=text, finished=finished)
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    file.flush()
-                    bar.update()
-        wait()
-    rows = sorted((row for _, row in read_jsonl(part)), key=lambda r: r["index"])
-    wanted = {q.id for q in questions}
-    mine = [Response(r["question"], r["index"], name, [], r["text"], r["finished"]) for r in rows]
-    return [r for r in mine if r.question in wanted and r.index < cfg.teacher_samples]
+    wait()
+    done = {(r["question"], r["index"]) for r in map(json.loads, part.read_text().splitlines())}
+    todo = [q for q in questions if any((q.id, i) not in done for i in range(samples))]
+    arriving = served_answers(url, todo, run, done) if url else own_answers(name, todo, run)
+    bar = tqdm(
+        desc=f"teacher {name}", total=len(questions) * samples, initial=len(done), delay=2, disable=not run.first
+    )
+    with part.open("a") if run.first else contextlib.nullcontext() as file:
+        for question, index, text, finished in arriving:
+            if run.first and (question, index) not in done:
+                row = dict(question=question, index=index, text=text, finished=finished)
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+                bar.update()
+    bar.close()
+    wait()
+    place = {q.id: i for i, q in enumerate(questions)}
+    rows = [r for r in map(json.loads, part.read_text().splitlines()) if r["question"] in place]
+    rows.sort(key=lambda r: (place[r["question"]], r["index"]))
+    return [Response(r["question"], r["index"], name, [], r["text"], r["finished"]) for r in rows]
 
 
 def responses_in(file: Path, name: str, cfg, wanted: set) -> list[Response]:
@@ -117,12 +142,11 @@ def teachers(run: Run) -> None:
             got += [Response(q.id, 0, name, [], q.answer) for q in questions]
         elif cfg.teachers_file:
             got += responses_in(cache, name, cfg, wanted)
-        elif url:
-            got += ask_served_teacher(name, url, questions, run)
         else:
-            mine = responses_in(cache, name, cfg, wanted) if cache.exists() and alike and not cfg.data else []
+            committed = cache.exists() and alike and not cfg.data and not url
+            mine = responses_in(cache, name, cfg, wanted) if committed else []
             missing = [q for q in questions if q.id not in {r.question for r in mine}]
-            got += mine + (ask_teacher(name, missing, run) if missing else [])
+            got += mine + (ask_teacher(name, url, missing, run) if missing else [])
     run.write("teachers.jsonl", as_lines(got, judged(run.judge(weak=True), questions, got)))
     wait()
     right = np.mean(judged(run.judge(), questions, got) or [0.0])
@@ -208,7 +232,7 @@ def select(run: Run) -> None:
     wait()
     scores = {r["question"]: r["score"] for r in map(json.loads, file.read_text().splitlines())}
     student = run.whole(cfg.student)
-    teacher = run.whole(teacher_folder(teacher_names(cfg)[0])) if cfg.select == "log-prob" else None
+    teacher = teacher_model(teacher_names(cfg)[0], run) if cfg.select == "log-prob" else None
     limit = student.hf.config.get_text_config().max_position_embeddings
     todo = [q for q in questions if q.id not in scores]
     for part in tqdm(slices(len(todo), 32 * ranks()[1]), "select", disable=not run.first):
@@ -219,14 +243,16 @@ def select(run: Run) -> None:
             rows.append(dict(question=q.id, score=None))
             asked += [q] if fits else []
         if cfg.select == "log-prob":
-            found = [a - b for a, b in zip(answer_logps(teacher, asked), answer_logps(student, asked), strict=True)]
+            most = max(everyone_of(len(asked)))  # every rank has to pass the sharded teacher equally often
+            padded = asked + [Question("-", (), "-", "-")] * (most - len(asked))
+            found = [a - b for a, b in zip(answer_logps(teacher, padded), answer_logps(student, padded), strict=True)]
         else:
             prompts, names = [student.encode_question(q) for q in asked], [q.id for q in asked]
             more = dict(purpose=(cfg.seed, "select"), max_rows=cfg.rollout_rows)
             fresh = rollout(student, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, PURE, **more)
             right = run.judge().verdicts(asked, [r for g in fresh for r in g])
             found = [float(np.mean(right[s])) for s in slices(len(right), cfg.teacher_samples)]
-        of = {q.id: x for q, x in zip(asked, found, strict=True)}
+        of = {q.id: x for q, x in zip(asked, found, strict=False)}
         rows = everyone([row | dict(score=of.get(row["question"])) for row in rows])
         scores |= {r["question"]: r["score"] for r in rows}
         if run.first:
@@ -256,8 +282,10 @@ def answer_logps(vlm: VLM, questions: list) -> list[float]:
     """Mean log-probability per token of each question's reference answer."""
     out = []
     for part in slices(len(questions), 8):
-        prompts = vlm.see([vlm.encode_question(q) for q in questions[part]])
-        batch = pack(prompts, [[vlm.reply_ids(q.answer)] for q in questions[part]], device=vlm.device)
+        prompts, rows = zip(
+            *((vlm.encode_question(q), [vlm.reply_ids(q.answer)]) for q in questions[part]), strict=True
+        )
+        batch = pack(prompts, rows, device=vlm.device, blank=vlm.blank())
         logps = vlm(batch)
         out += (logps.sum(1) / batch.mask.sum(1)).tolist()
     return out

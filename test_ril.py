@@ -1830,12 +1830,12 @@ def test_the_loop_runs_on_packed_rows(straight, tmp_path, monkeypatch):
 
     def counting(who):
         def trunk(base, family, batch, cache=None):
-            passes[who].append(batch)
+            passes["rollout" if cache is not None else who].append(batch)
             return real(base, family, batch, cache)
 
         return trunk
 
-    for module, who in ((model, "policy"), (ro, "rollout"), (disc, "discriminator")):
+    for module, who in ((model, "policy"), (disc, "discriminator")):
         monkeypatch.setattr(module, "trunk", counting(who))
     monkeypatch.setattr(train, "validate", lambda *a: None)
     total = {"whole": 0, "decode": 0}
@@ -1942,14 +1942,15 @@ def test_teacher_building_is_reproducible_byte_for_byte(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [n for n, tiny in model.TINY.items() if tiny.voice])
-def test_committed_teacher_answers_every_question_of_the_pool(name):
+def test_committed_teacher_answers_every_question_of_the_pool(name, tmp_path):
     rows = [json.loads(x) for x in (teachers.FOLDER / name / "responses.jsonl").read_text().splitlines()]
     questions = {q.id: q for q in data.world_questions("train", train.Config().pool)}
     assert {r["question"] for r in rows} == set(questions) and len(rows) == 8 * len(questions)
     right = np.mean([jd.rule_judge(questions[r["question"]], r["text"]) for r in rows])
     assert 0.6 < right < 0.97  # a real teacher with its natural errors
-    run = types.SimpleNamespace(cfg=train.Config(), first=True, device="cpu", whole=model.load)
-    again = teachers.ask_teacher(name, list(questions.values())[:6], run)  # the committed weights still say it
+    run = types.SimpleNamespace(cfg=train.Config(), first=True, device="cpu", path=tmp_path)
+    run.sharded = lambda folder, **_: model.load(folder)
+    again = teachers.ask_teacher(name, "", list(questions.values())[:6], run)  # the committed weights still say it
     assert [(r.question, r.text, r.finished) for r in again] == [
         (r["question"], r["text"], r["finished"]) for r in rows[:48]
     ]
@@ -2116,14 +2117,9 @@ def metrics(run: Path) -> list[dict]:
 def test_two_ranks_log_what_one_process_logs(whole, tmp_path):
     """Text-only questions beside pictures, more questions than fit evenly, answers of different lengths."""
     straight, flags = whole
-    lines = []
-    for i, q in enumerate(data.world_questions("train", 40, seed=5)):
-        q.images[0].save(tmp_path / f"{i}.png")
-        picture = {} if i % 3 == 0 else dict(image=f"{i}.png")
-        lines.append(json.dumps(dict(id=q.id, question=q.text, answer=q.answer, **picture)))
-    (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    mine = mixed_questions(tmp_path, 40)
     frozen = "vision" if straight.parts[-1] == "a" and "tiny-internvl" not in flags else "none"
-    more = ["--data", "mine.jsonl", "--student", str(straight / "sft"), "--lr", "1e-5", "--d-lr", "1e-5"]
+    more = ["--data", mine, "--student", str(straight / "sft"), "--lr", "1e-5", "--d-lr", "1e-5"]
     more += ["--questions-per-step", "5", "--micro-batch", "2", "--steps", "3", "--frozen", frozen, "--mu", "2"]
     flags = [*flags, *more, "--seed", "1"]  # with seed 0 one draw lies within 5e-7 of the border between two tokens
     command(tmp_path, "--run", "one", *flags)
@@ -2141,6 +2137,118 @@ def test_two_ranks_log_what_one_process_logs(whole, tmp_path):
         assert len(here) == 2 and sum(here) >= whole_step and max(here) < 0.8 * sum(here)  # each passes its part
     lines = [json.loads(x) for x in (tmp_path / "runs/two/answers.jsonl").read_text().splitlines()]
     assert lines == [json.loads(x) for x in (tmp_path / "runs/one/answers.jsonl").read_text().splitlines()]
+
+
+def mixed_questions(folder: Path, count: int) -> str:
+    """A JSONL file of questions, every third without its picture."""
+    lines = []
+    for i, q in enumerate(data.world_questions("train", count, seed=5)):
+        q.images[0].save(folder / f"{i}.png")
+        picture = {} if i % 3 == 0 else dict(image=f"{i}.png")
+        lines.append(json.dumps(dict(id=q.id, question=q.text, answer=q.answer, **picture)))
+    (folder / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    return "mine.jsonl"
+
+
+def test_two_nodes_of_one_rank_log_what_one_process_logs(straight, tmp_path):
+    """HSDP: the shards lie inside a node, only gradients cross."""
+    more = ["--student", str(straight / "sft"), "--steps", "2", "--stage", "ril", "--questions-per-step", "3"]
+    flags = [*SMALL, *more, "--micro-batch", "2", "--eval-draws", "1"]
+    for name in ("one", "nodes"):
+        for part in ("sft", "discriminator"):
+            shutil.copytree(straight / part, tmp_path / "runs" / name / part)
+        shutil.copy(straight / "teachers.jsonl", tmp_path / "runs" / name)
+    command(tmp_path, "--run", "one", *flags)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE="2")
+    where |= dict(LOCAL_WORLD_SIZE="1", LOCAL_RANK="0", GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1")
+    argv = [sys.executable, str(HOME / "train.py"), "--run", "nodes", *flags]
+    nodes = [
+        subprocess.Popen(argv, cwd=tmp_path, env=os.environ | where | dict(RANK=str(r)), stderr=-1) for r in (0, 1)
+    ]
+    said = [node.communicate(timeout=300) for node in nodes]
+    assert all(node.returncode == 0 for node in nodes), said
+    one, two = metrics(tmp_path / "runs/one"), metrics(tmp_path / "runs/nodes")
+    assert len([r for r in one if "loss" in r]) == 2
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        assert all(k == "stage" or abs(a[k] - b[k]) <= 1e-4 * (1 + abs(a[k])) for k in a), (a, b)
+
+
+def test_a_sharded_teacher_says_on_two_ranks_what_it_says_on_one_and_goes_on_after_a_kill(tmp_path, monkeypatch):
+    """Every rank gathers its layers as often as the other: uneven questions, texts without pictures, early ends."""
+    flags = ["--data", mixed_questions(tmp_path, 90), "--teachers", str(teachers.FOLDER / "tiny-qwen-teacher")]
+    flags += ["--teacher-samples", "2", "--stage", "teachers", "--threads", "1"]
+    for name in ("one", "two", "killed"):  # the stage before it is not this test's
+        (tmp_path / "runs" / name / "sft").mkdir(parents=True)
+        (tmp_path / "runs" / name / "sft" / "config.json").write_text("{}")
+    command(tmp_path, "--run", "one", *flags)
+    ran = torchrun(tmp_path, 2, HOME / "train.py", "--run", "two", *flags)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    one, two = ((tmp_path / "runs" / name / "teachers.jsonl").read_bytes() for name in ("one", "two"))
+    rows = [json.loads(x) for x in one.splitlines()]
+    assert one == two and len(rows) == 2 * len({r["question"] for r in rows}) > 128
+    assert len({r["text"] for r in rows}) > 20 and np.mean([r["finished"] for r in rows]) > 0.9
+    real, calls = ro.rollout, []
+
+    def dies(*args, **more):
+        calls.append(len(args[1]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **more)
+
+    monkeypatch.setattr(teachers, "rollout", dies)
+    with pytest.raises(KeyboardInterrupt):
+        command(tmp_path, "--run", "killed", *flags)
+    (part,) = (tmp_path / "runs/killed").glob("teachers-*.part.jsonl")
+    assert len(part.read_text().splitlines()) == 2 * 64
+    with part.open("r+b") as file:  # and the last line torn
+        file.truncate(part.stat().st_size - 9)
+    command(tmp_path, "--run", "killed", *flags)
+    assert (tmp_path / "runs/killed/teachers.jsonl").read_bytes() == one and calls[2:] == [len(rows) // 2 - 63]
+
+
+def test_more_processes_than_gpus_and_a_port_in_use_are_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(data.UserError, match="8 processes, but this machine shows 2 GPUs; take --nproc_per_node 2"):
+        model.start_ranks("cuda")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        where = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(taken.getsockname()[1]), WORLD_SIZE="2", RANK="0")
+        argv = [sys.executable, str(HOME / "train.py"), "--run", "x"]
+        ran = subprocess.run(argv, cwd=tmp_path, env=os.environ | where, capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 2 and ran.stderr.startswith("error: the processes cannot meet at 127.0.0.1:")
+    assert "port is in use" in ran.stderr and not (tmp_path / "runs").exists()
+
+
+SMALL_VISION = {  # a published tower's sizes, made small
+    "internvl3-1b": dict(num_hidden_layers=2, hidden_size=64, intermediate_size=64, num_attention_heads=4),
+    "qwen2.5-vl-3b": dict(depth=2, hidden_size=64, intermediate_size=64, num_heads=4, fullatt_block_indexes=[1]),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_VISION)
+def test_random_weights_take_a_published_name_through_the_whole_loop(name, tmp_path, monkeypatch, capsys):
+    """The path of a real student, with its sizes made small: bf16, large pictures, a judge of random weights too."""
+    full = model.FULL[name]
+    small = model.Full(full.family, full.hub, (256, 64, 2, 2, 1, 3000), full.vision | SMALL_VISION[name], full.tied)
+    monkeypatch.setitem(model.FULL, name, small)
+    monkeypatch.setitem(model.JUDGES, "qwen2.5-32b", model.Full("qwen2", "", (64, 128, 2, 4, 2, 3000)))
+    few = "--steps 1 --questions-per-step 2 --group-size 2 --max-new-tokens 40 --pool 16 --valid-questions 2"
+    few += " --test-questions 2 --d-steps 1 --eval-draws 1 --image-tokens 300 --judge qwen2.5-32b --threads 1"
+    command(tmp_path, "--run", "r", "--student", name, "--random-weights", *few.split())
+    row = next(r for r in metrics(tmp_path / "runs/r") if r["stage"] == "ril" and "loss" in r)
+    assert np.isfinite(row["loss"]) and row["tokens"] > 1 and row["packed_tokens"] > 2 * 144
+    verdicts = [json.loads(x)["verdict"] for x in (tmp_path / "runs/r/verdicts.jsonl").read_text().splitlines()]
+    assert set(verdicts) <= {0, 1} and len(verdicts) > 30
+    assert json.loads((tmp_path / "runs/r/config.json").read_text())["settings"]["dtype"] == "bf16"
+    assert "336 x 336" in capsys.readouterr().out
+    assert model.load(tmp_path / "runs/r/student").hf.config.get_text_config().hidden_size == 256
 
 
 def rank_gradients(rank: int, world: int, folder: str, family: str) -> None:
@@ -2251,7 +2359,7 @@ PUBLISHED = {  # parameters of the published checkpoints
 @pytest.mark.parametrize("name", model.FULL)
 def test_the_plan_counts_the_parameters_of_the_real_classes(name):
     of = bench.sizes(name)
-    assert of["all"] == PUBLISHED[name] == sum(p.numel() for p in model.random_shell(name).hf.parameters())
+    assert of["all"] == PUBLISHED[name] == sum(p.numel() for p in model.random_shell(name)[0].hf.parameters())
     assert of["layer"] * of["depth"] == of["layers"] and of["layers"] + of["vision"] + of["root"] == of["all"]
 
 

@@ -32,7 +32,6 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -59,7 +58,7 @@ from grpo import (
     surrogate_metrics,
     teacher_advantages,
 )
-from judge import MALFORMED_ALARM, Judge
+from judge import MALFORMED_ALARM, Judge, is_url, known_judge
 from model import (
     FULL,
     JUDGES,
@@ -68,6 +67,7 @@ from model import (
     VLM,
     copy_slice,
     deal,
+    dealt,
     everyone,
     everyone_of,
     family_of,
@@ -171,7 +171,9 @@ class Config:
     gpu_memory: float = setting(80.0, "with --plan: GB of each")
     pilot: bool = setting(False, "64 questions, three steps of every stage, then a page of checks")
     deterministic: bool = setting(False, "deterministic kernels on a GPU too (always on a CPU)")
-    random_weights: bool = setting(False, "a published student at full size without a download: for speed and memory")
+    random_weights: bool = setting(
+        False, "published students and judges at full size without a download: for speed, memory"
+    )
     image_tokens: int = setting(
         0, "most image tokens of a picture (0: as the model's folder says)", ours=1280, zero=True
     )
@@ -280,15 +282,13 @@ def parse(argv: list[str]) -> Config:
         raise UserError(f"--run {cfg.run!r}: give a plain folder name")
     if cfg.student not in (*TINY, *FULL):
         family_of(cfg.student)
-    if cfg.random_weights and cfg.student not in FULL:
-        raise UserError(f"--random-weights is for published names: {', '.join(FULL)}; {cfg.student} has its weights")
+    if cfg.random_weights and cfg.student not in FULL and cfg.judge not in JUDGES:
+        raise UserError(f"--random-weights is for published names: {', '.join([*FULL, *JUDGES])}; others have weights")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine shows no GPU to torch; take --device cpu")
     if not cfg.resume and cfg.stage not in ("all", "build-teachers", "select"):
         raise UserError(f"--no-resume deletes the run and begins anew: it does not go with --stage {cfg.stage}")
-    known = cfg.judge in ("rule", *JUDGES) or cfg.judge.startswith(("http://", "https://"))
-    if not known and not (Path(cfg.judge) / "config.json").is_file():
-        raise UserError(f"--judge {cfg.judge}: unknown; there are rule, {', '.join(JUDGES)}, a folder, or a URL")
+    known_judge(cfg.judge)
     for file in filter(None, (cfg.teachers_file, cfg.sft_data)):
         if not Path(file).is_file():
             raise UserError(f"{file}: no such file; correct --teachers-file or --sft-data")
@@ -368,10 +368,10 @@ def own_lessons(vlm: VLM, questions: list, step: int, seed: int, count: int):
     """The same from questions of yours with the answers as replies."""
     batch = [q for q, _ in questions_at(questions, step, count, seed_of(seed, "sft"))]
     rows = [[vlm.reply_ids(q.answer)] for q in batch]
-    blank = vlm.look([Image.new("RGB", (56, 56))])[0]
-    mine = [vlm.encode_question(q) for q in deal(batch)]
-    _, mine, replies = filled(batch, deal(batch), mine, deal(rows), vlm)
-    return pack(mine, replies, device=vlm.device, blank=blank), sum(len(r) for (r,) in rows)
+    mine, own = dealt(batch)
+    replies = deal(rows) + [[]] * (len(mine) - own)
+    prompts = [vlm.encode_question(q) for q in mine]
+    return pack(prompts, replies, device=vlm.device, blank=vlm.blank()), sum(len(r) for (r,) in rows)
 
 
 def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
@@ -412,8 +412,8 @@ def sft(run: Run) -> None:
         vlm = run.sharded(name)
         fit(run, vlm, "sft", run.cfg.sft_steps)
         save(vlm, target, torch.float32)
-    elif run.cfg.random_weights:
-        save(run.whole(name), target)
+    elif run.cfg.random_weights and name in FULL:
+        save(run.sharded(name), target)
     else:
         print("  a trained student already: it is pi_init and pi_ref as it is")
         folder = find_folder(name).resolve()
@@ -433,7 +433,7 @@ def build_teachers(run: Run) -> None:
     vlm = run.sharded(name)
     fit(run, vlm, "build-teachers", cfg.sft_steps, TINY[name].voice)
     save(vlm, FOLDER / name)
-    responses = ask_teacher(name, split(cfg)["train"], run)
+    responses = ask_teacher(name, "", split(cfg)["train"], run)
     if run.first:
         part = FOLDER / name / "responses.jsonl.part"
         part.write_text(as_lines(responses))
@@ -467,19 +467,18 @@ def discriminator(run: Run) -> None:
 
     def texts(questions: list, step: int) -> tuple[list, torch.Tensor, int]:
         """This rank's packed texts, who wrote them, and the number of questions of the step."""
-        mine = deal(questions)
-        prompts, names = [student.encode_question(q) for q in mine], [q.id for q in mine]
+        asked, own = dealt(questions)
+        prompts, names = [student.encode_question(q) for q in asked], [q.id for q in asked[:own]]
         n, sampled = cfg.teacher_samples, (cfg.max_new_tokens, PURE, (cfg.seed, "d", step))
-        asked, padded, _ = filled(questions, mine, prompts, [], student)
         with on_gpu(run, student):
-            fresh = rollout(student, prompts, names, n, *sampled, max_rows=cfg.rollout_rows)
-            seen = student.see(padded)
+            fresh = rollout(student, prompts[:own], names, n, *sampled, max_rows=cfg.rollout_rows)
+            seen = student.see(prompts)
         groups = [
             mine + cache.draw(name, cfg.seed, "d", step, count=n)[0] for name, mine in zip(names, fresh, strict=True)
         ]
         is_student = torch.tensor([r.source == "student" for g in groups for r in g], dtype=torch.bool)
-        groups += [[]] * (len(asked) - len(mine))
-        return D.batches(asked, seen, groups, cfg.micro_batch), is_student, len(mine)
+        groups += [[]] * (len(asked) - own)
+        return D.batches(asked, seen, groups, cfg.micro_batch), is_student, own
 
     held_batches, held_is_student, _ = texts(held, -1)
     for step in range(cfg.d_steps if cfg.d_pretrain else 0):
@@ -503,15 +502,6 @@ def discriminator(run: Run) -> None:
     with new_folder(run.path / "discriminator") as part:
         if run.first:
             save_file(weights, part / "model.safetensors")
-
-
-def filled(asked: list, mine: list, prompts: list, groups: list, student: VLM) -> tuple[list, list, list]:
-    """Every rank has to make the same number of forward passes: where the questions do not divide, a rank that is one
-    short gets the step's first question without responses. It adds to no loss and no metric.
-    """
-    if len(mine) < -(-len(asked) // ranks()[1]):
-        return [*mine, asked[0]], [*prompts, student.encode_question(asked[0])], [*groups, []]
-    return mine, prompts, groups
 
 
 # ------------------------------------------------------------------------------------------------ stage: ril
@@ -545,26 +535,26 @@ def ril(run: Run) -> None:
     rows = G if cfg.teacher_use in ("discriminator", "baseline") else G + T  # the rows that the policy is scored on
     objective = dict(responses=P * inside, max_length=cfg.max_new_tokens, eps=cfg.eps, beta=cfg.beta, kl_kind=cfg.kl)
     objective |= dict(length_mean=cfg.length == "mean", teacher_use=cfg.teacher_use)
-    blank = None if "vision" in frozen_parts(cfg) else replica.look([Image.new("RGB", (56, 56))])[0]
+    blank = None if "vision" in frozen_parts(cfg) else replica.blank()
     student.train()  # only so that activations are recomputed; nothing drops out
     if start == 0:
         validate(run, replica, student, valid, 0, progress)
 
     for step in range(start, cfg.steps):
         clock = time.perf_counter()
-        # 1 questions: P for all ranks, dealt
+        # 1 questions: P for all ranks; this one has `own` of them, and where P does not divide one more without rows
         step_questions = questions_at(questions, step, P, cfg.seed)
-        asked, visits = zip(*deal(step_questions), strict=True) if deal(step_questions) else ((), ())
-        prompts, names = [replica.encode_question(q) for q in asked], [q.id for q in asked]
-        everybody = [q for q, _ in step_questions]
+        here, own = dealt(step_questions)
+        padded_asked, visits = [q for q, _ in here], [visit for _, visit in here[:own]]
+        asked, names, everybody = padded_asked[:own], [q.id for q, _ in here[:own]], [q.id for q, _ in step_questions]
+        prompts = [replica.encode_question(q) for q in padded_asked]
 
         # 2 rollout: G responses per question from the replica, which is pi_old
         with on_gpu(run, replica):
             replica.copy_from(student)
             more = dict(visits=visits, max_rows=cfg.rollout_rows)
-            fresh = rollout(replica, prompts, names, G, cfg.max_new_tokens, how, (cfg.seed, "rollout"), **more)
-            padded_asked, padded_prompts, _ = filled(everybody, list(asked), prompts, [], replica)
-            seen = replica.see(padded_prompts)
+            fresh = rollout(replica, prompts[:own], names, G, cfg.max_new_tokens, how, (cfg.seed, "rollout"), **more)
+            seen = replica.see(prompts)
         clock_rollout = time.perf_counter()
 
         # 3 teachers: cached responses to the same questions
@@ -595,7 +585,7 @@ def ril(run: Run) -> None:
                         of_student = (torch.arange(G + T) < G).expand(P, -1)
                         d_row = {"d_loss": d_loss, **discriminator_accuracy(logit.flatten(), of_student.flatten())}
                     if cfg.discriminator == "updated":
-                        update(d_optimizer, cfg.clip, d_loss, run, "ril", step, [q.id for q in everybody])
+                        update(d_optimizer, cfg.clip, d_loss, run, "ril", step, everybody)
                     d_optimizer.zero_grad()
                 with torch.no_grad():
                     student_logit = torch.cat([D(b) for b in d_packed]).cpu().view(len(groups), G + T)
@@ -638,7 +628,7 @@ def ril(run: Run) -> None:
                     loss_sum += loss.item()
                     ratios.append(surrogate_metrics(logp.detach(), old, batch.mask, cfg.eps))
                 loss_sum = total(loss_sum)
-                norm = update(student_optimizer, cfg.clip, loss_sum, run, "ril", step, [q.id for q in everybody])
+                norm = update(student_optimizer, cfg.clip, loss_sum, run, "ril", step, everybody)
         clock_student = time.perf_counter()
 
         # 9 log
@@ -654,9 +644,9 @@ def ril(run: Run) -> None:
             show(run, step, asked[0], groups[0], similarity[0], answer[0], reward[0], [0, G] if G and T else [0])
         seconds = dict(rollout=clock_rollout - clock, discriminator=clock_d - clock_rollout)
         seconds |= dict(student=clock_student - clock_d, total=time.perf_counter() - clock)
-        here = sum(int((b.segment >= 0).sum()) for b in packed)
+        tokens = sum(int((b.segment >= 0).sum()) for b in packed)
         run.log("metrics.jsonl", stage="ril", step=step, **row)
-        run.log("timing.jsonl", stage="ril", step=step, **seconds, tokens_per_rank=everyone_of(here))
+        run.log("timing.jsonl", stage="ril", step=step, **seconds, tokens_per_rank=everyone_of(tokens))
         print(line(step, cfg.steps, row, seconds["total"]), flush=True)
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
             validate(run, replica, student, valid, step + 1, progress)
@@ -885,8 +875,8 @@ def main(argv: list[str] | None = None) -> None:
         print("no --data: the embedded tiny world, its pictures at 336 x 336 pixels")
     if cfg.data:  # read and encode every question before anything is written: bad input leaves no trace
         questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns if Path(cfg.data).is_file() else 0)
-        encoder = load(cfg.student) if cfg.student in TINY else None
-        encoder = encoder or (random_shell(cfg.student) if cfg.random_weights else shell(cfg.student, torch.float32)[0])
+        from_files = random_shell if cfg.random_weights and cfg.student in FULL else shell
+        encoder = load(cfg.student) if cfg.student in TINY else from_files(cfg.student)[0]
         if cfg.image_tokens:
             encoder.family.limit(encoder.image_processor, cfg.image_tokens)
         wrong = ""
@@ -905,7 +895,7 @@ def main(argv: list[str] | None = None) -> None:
             missing = Path("runs") / cfg.run / STAGE_OF[earlier][1]
             raise UserError(f"--stage {cfg.stage} needs {missing}; run --stage {earlier} first")
     run = Run(cfg, sys.argv[1:] if argv is None else argv)
-    if cfg.judge.startswith("http"):
+    if is_url(cfg.judge):
         run.judge().server.name_model()  # a dead judge is named now, not after the rollout
     if cfg.stage in ("build-teachers", "select"):
         return {"build-teachers": build_teachers, "select": select}[cfg.stage](run)
