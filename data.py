@@ -61,11 +61,17 @@ def run_command(main) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except Exception:
-        if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+    except Exception as error:
+        full = re.search(r"No space left on device|Disk quota exceeded|File too large", str(error))
+        if full:
+            print(
+                f"error: {full[0]}: make room and give the same command again; what was whole is kept", file=sys.stderr
+            )
+        elif int(os.environ.get("WORLD_SIZE", 1)) < 2:
             raise
-        traceback.print_exc()
-        code = 1
+        else:
+            traceback.print_exc()
+        code = 2 if full else 1
     if int(os.environ.get("WORLD_SIZE", 1)) < 2:
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):

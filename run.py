@@ -18,8 +18,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import transformers
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from data import UserError, load_questions, seed_of, split_questions, world_questions
@@ -182,7 +183,8 @@ class Checkpoints:
     def __init__(self, run: Run, stage: str, parts: dict[str, tuple], every: int):
         self.run, self.stage, self.parts, self.every = run, stage, parts, every
         self.folder, self.group = run.path / "checkpoints", dist.new_group(backend="gloo")
-        self.saving, self.seal = None, None  # the save on its way, and rank 0's thread that names it
+        self.saving, self.seal = None, None  # the save on its way, and how rank 0's thread names it
+        self.thread = ThreadPoolExecutor(1)
 
     def found(self) -> list[Path]:
         """Whole checkpoints of this stage, oldest first."""
@@ -209,8 +211,7 @@ class Checkpoints:
         state = self.state(dict(progress))
         self.saving = dcp.async_save(state, checkpoint_id=part, process_group=self.group)
         if self.run.first:
-            self.seal = threading.Thread(target=self.name, args=(self.saving, part))
-            self.seal.start()
+            self.seal = self.thread.submit(self.name, self.saving, part)
 
     def name(self, saving, part: Path) -> None:
         """Rank 0, when all ranks have written: checksums, the final name, and the oldest goes."""
@@ -223,11 +224,16 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Wait for the save on its way."""
-        if self.saving is not None:
-            self.saving.result()
-            if self.seal is not None:
-                self.seal.join()
-            self.saving = self.seal = None
+        try:
+            for going_on in filter(None, (self.saving, self.seal)):
+                going_on.result()
+        except (Exception, CheckpointException) as error:
+            said = str(error).strip().splitlines()[-1][:120]
+            raise UserError(
+                f"{self.folder}: a checkpoint cannot be written ({said}); if the disk is full, make room: the same "
+                "command goes on from the checkpoint before it"
+            ) from None
+        self.saving = self.seal = None
         wait()
 
     def whole(self, path: Path) -> bool:

@@ -2345,6 +2345,33 @@ def test_two_ranks_killed_and_resumed_end_with_the_same_bytes_and_one_goes_on_fr
     assert len(metrics(tmp_path / "runs/torn")) == len(two)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_full_disk_during_a_save_is_one_line_and_the_checkpoint_before_it_stays(straight, tmp_path, ranks):
+    flags = [*SMALL, "--student", str(straight / "sft"), "--valid-questions", "8", "--test-questions", "8"]
+    (tmp_path / "full.py").write_text(
+        "import os, resource, sys, train\n"
+        "real = train.Checkpoints.save\n"
+        "def save(self, step, progress, now=False):\n"
+        "    if self.stage == 'ril' and step == 4:\n"
+        "        self.finish()\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
+        "    real(self, step, progress, now)\n"
+        "train.Checkpoints.save = save\n"
+        "train.run_command(train.main)\n"
+    )
+    argv = [sys.executable, str(tmp_path / "full.py"), "--run", "f", *flags]
+    env = os.environ | dict(PYTHONPATH=str(HOME))
+    if ranks == 1:
+        ran = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 2 and ran.stderr.startswith("error: runs/f/checkpoints: a checkpoint cannot be"), ran
+    else:
+        ran = torchrun(tmp_path, 2, tmp_path / "full.py", "--run", "f", *flags)
+        assert ran.returncode != 0 and "error: runs/f/checkpoints: a checkpoint cannot be" in ran.stderr, ran.stderr
+    assert [p.name for p in sorted((tmp_path / "runs/f/checkpoints").glob("ril-step?"))] == ["ril-step2"]
+    command(tmp_path, "--run", "f", *flags)
+    assert [r["step"] for r in metrics(tmp_path / "runs/f") if r["stage"] == "ril" and "loss" in r] == list(range(6))
+
+
 PUBLISHED = {  # parameters of the published checkpoints
     "qwen2.5-vl-3b": 3_754_622_976,
     "qwen2.5-vl-7b": 8_292_166_656,
