@@ -72,7 +72,12 @@ def separate_batch(student, prompts: list, groups: list[list[list[int]]]) -> dic
 
 
 # ------------------------------------------------------------------------------------------------ the plan
-TFLOPS, BANDWIDTH, TEACHER_TOKENS = 400e12, 2.0e12, 5000.0  # what the plan assumes of a GPU, and of a served teacher
+TFLOPS, BANDWIDTH, GATHER = (
+    400e12,
+    2.0e12,
+    0.3e12,
+)  # what the plan assumes of a GPU; bytes a second gathered from others
+TEACHER_TOKENS = 5000.0  # tokens a second of a served teacher
 PROMPT_TEXT, MEAN_RESPONSE = 200, 0.6  # tokens of a question; a response's mean length as a share of the longest
 
 
@@ -137,6 +142,29 @@ def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
     return {name: (stays + x) / 1e9 for name, x in out.items()} | {"host": host / 1e9}
 
 
+def answering(cfg, name: str, rows: float, gathered: bool = True) -> float:
+    """Seconds for one GPU to sample `rows` responses from a model; not `gathered`: layers come from other GPUs."""
+    m, mean, prompt = sizes(name), MEAN_RESPONSE * cfg.max_new_tokens, (cfg.image_tokens or 256) + PROMPT_TEXT
+    side_by_side = min(cfg.rollout_rows, rows)
+    weights = 2 * (m["all"] - m["vision"]) / (BANDWIDTH if gathered else GATHER)
+    token = weights + 0.65 * side_by_side * (prompt + mean) * m["kv"] / BANDWIDTH
+    return max(1.0, rows / side_by_side) * cfg.max_new_tokens * token + rows * 2 * m["all"] * prompt / 8 / TFLOPS
+
+
+def teacher_phase(cfg, name: str) -> tuple[float, bool]:
+    """GB per GPU for a teacher that is asked in process, and whether its weights stay gathered (teachers.py)."""
+    t, rows = sizes(name), (cfg.image_tokens or 256) + PROMPT_TEXT + cfg.max_new_tokens
+    stays = 2 * t["all"] < 0.6e9 * cfg.gpu_memory
+    weights = 2 * t["all"] / cfg.gpus + (2 * t["all"] if stays else 4 * t["layer"] + 2 * t["root"])
+    return (3e9 + weights + cfg.rollout_rows * rows * t["kv"]) / 1e9, stays
+
+
+def asked_here(cfg) -> list[str]:
+    """The teachers that are loaded: neither served nor from a file."""
+    names = [] if cfg.teachers_file or cfg.teacher_use == "none" else cfg.teachers.split(",")
+    return [n for n in names if n != "reference" and "=" not in n]
+
+
 def everything_fits(cfg) -> bool:
     """Does --offload none fit on this machine's GPUs?"""
     memory = torch.cuda.get_device_properties(0).total_memory / 1e9
@@ -152,23 +180,29 @@ def hours_and_disk(cfg, gpus: int) -> dict[str, tuple[float, float]]:
     judge = 2 * judge_parameters(cfg.judge) * (400 + G * (mean + 30))
     body = 2 * m["layers"] * (prompt + (4 * cfg.mu + 1) * (row + texts)) + 2 * m["vision"] * 4 * prompt
     flops = body + 2 * m["hidden"] * m["words"] * (4 * cfg.mu + 1) * 2 * G * mean + judge
-    rows = min(cfg.rollout_rows, G * mine)
-    decode = 2 * (m["all"] - m["vision"]) + 0.65 * rows * (prompt + mean) * m["kv"]  # bytes a token of all rows
-    step = mine * flops / TFLOPS + max(1.0, G * mine / rows) * cfg.max_new_tokens * decode / BANDWIDTH
+    step = mine * flops / TFLOPS + answering(cfg, cfg.student, G * mine)
     questions = cfg.steps * cfg.questions_per_step if cfg.data else cfg.pool
-    tokens = questions * cfg.teacher_samples * mean * len(cfg.teachers.split(","))
+    samples, here = questions * cfg.teacher_samples, asked_here(cfg)
+    tokens = samples * mean * len(cfg.teachers.split(","))
+    teaching = (len(cfg.teachers.split(",")) - len(here)) * samples * mean / TEACHER_TOKENS
+    teaching += sum(answering(cfg, name, samples / gpus, teacher_phase(cfg, name)[1]) for name in here)
+    once = (1 + cfg.eval_draws) / gpus  # responses a question of a validation
+    validating = answering(cfg, cfg.student, cfg.valid_questions * once) * (
+        1 + cfg.steps / (cfg.eval_every or cfg.steps)
+    )
     D = m["all"] - m["head"]
     return {
-        "teachers": (tokens / TEACHER_TOKENS / 3600, tokens * 5 / 1e9),
+        "teachers": (teaching / 3600, tokens * 5 / 1e9),
         "discriminator": (cfg.d_steps * step / 3600, 4 * D / 1e9),
-        "ril": (cfg.steps * step / 3600, (12 * (m["all"] + D) * cfg.keep + 8 * m["all"]) / 1e9),
+        "ril": ((cfg.steps * step + validating) / 3600, (12 * (m["all"] + D) * cfg.keep + 8 * m["all"]) / 1e9),
         "export": (0.1, 4 * m["all"] / 1e9),
+        "evaluate": (3 * answering(cfg, cfg.student, cfg.test_questions * once) / 3600, 0.0),
     }
 
 
 def print_plan(cfg) -> None:
     """What fits and how long it takes, before anything is loaded; every number is an estimate."""
-    names = [n for n in (cfg.student, *cfg.teachers.split(",")) if n in (*FULL, *TINY)]
+    names = [cfg.student, *asked_here(cfg)]
     judge = f"{cfg.judge} {judge_parameters(cfg.judge) / 1e9:.1f} B" if judge_parameters(cfg.judge) else cfg.judge
     print("parameters: " + ", ".join(f"{n} {sizes(n)['all'] / 1e9:.3f} B" for n in names) + f", judge {judge}")
     print(
@@ -176,21 +210,24 @@ def print_plan(cfg) -> None:
         f"{cfg.max_new_tokens} tokens, {cfg.image_tokens or 256} image tokens, {cfg.rollout_rows} rows decode together"
     )
     verdict = "does not fit: take more or larger GPUs, a smaller student, or a served judge"
+    teaching = [teacher_phase(cfg, name)[0] for name in asked_here(cfg)]
+    for name, gb in zip(asked_here(cfg), teaching, strict=True):
+        print(f"GB per GPU, teacher {name}: {gb:.0f}  {'fits' if gb < 0.93 * cfg.gpu_memory else 'too much: serve it'}")
     for offload in ("phase", "none"):
         gb = phases(cfg, cfg.gpus, offload)
         host, worst = gb.pop("host"), max(gb.values())
-        fits = worst < 0.93 * cfg.gpu_memory
+        fits = max([worst, *teaching]) < 0.93 * cfg.gpu_memory
         verdict = f"fits with --offload {offload}" if fits else verdict
         of = "  ".join(f"{name} {x:.0f}" for name, x in gb.items())
         print(f"GB per GPU, --offload {offload}: {of}  (host {host:.0f}, all ranks)  {'fits' if fits else 'too much'}")
     for stage, (hours, disk) in hours_and_disk(cfg, cfg.gpus).items():
         print(f"{stage}: {hours:.1f} hours, {disk:.1f} GB on disk")
     print(
-        f"assumed: {TFLOPS / 1e12:.0f} TFLOP/s and {BANDWIDTH / 1e12:.1f} TB/s a GPU (40 and 60 % of an H100's peaks),"
+        f"assumed: {TFLOPS / 1e12:.0f} TFLOP/s and {BANDWIDTH / 1e12:.1f} TB/s a GPU (40 and 60 % of an H100's peaks), "
+        f"{GATHER / 1e12:.1f} TB/s between them,"
     )
-    print(
-        f"teachers served at {TEACHER_TOKENS:.0f} tokens/s, {cfg.teacher_samples} responses a question (the paper: 16)."
-    )
+    served = f"served teachers at {TEACHER_TOKENS:.0f} tokens/s"
+    print(f"{served}, {cfg.teacher_samples} responses a question and teacher (the paper: 16).")
     print("--pilot measures instead.")
     print(f"{cfg.student} on {cfg.gpus} GPUs of {cfg.gpu_memory:.0f} GB: {verdict}")
 
