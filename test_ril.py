@@ -2099,6 +2099,8 @@ def test_the_readmes_commands_and_paths_exist():
     assert set(re.findall(r"^make ([a-z]+)", text, re.M)) <= targets
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(r"`(results/[\w./-]+)`", text):
         assert (HOME / path).exists(), path
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", (HOME / "results/README.md").read_text()):
+        assert (HOME / "results" / path).exists(), path
 
 
 # ------------------------------------------------------------------------------------------------ ranks and real names
