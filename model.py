@@ -335,7 +335,7 @@ class Prompt:
     @property
     def pixels(self) -> dict | None:
         """The tensors of all its pictures, joined along the first axis; None without a picture."""
-        return {k: torch.cat([x[k] for x in self.looked]) for k in self.looked[0]} if self.looked else None
+        return join_pixels([self]) if self.looked else None
 
 
 @dataclass

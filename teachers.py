@@ -6,6 +6,7 @@ served model (NAME=http://host:port/v1), or a file of responses. Only text cross
 
 import collections
 import contextlib
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,8 @@ def own_answers(name: str, questions: list, run: Run) -> Iterator[tuple]:
         groups = rollout(vlm, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, how, **more)
         for r in (r for group in everyone(groups[:own]) for r in group):
             yield r.question, r.index, r.text, r.finished
+    del vlm
+    gc.collect()  # a sharded model lies in a circle of references, and another teacher may follow
 
 
 def served_answers(url: str, questions: list, run: Run, done: set) -> Iterator[tuple]:
@@ -89,7 +92,7 @@ def ask_teacher(name: str, url: str, questions: list, run: Run) -> list[Response
     wait()
     done = {(r["question"], r["index"]) for r in map(json.loads, part.read_text().splitlines())}
     todo = [q for q in questions if any((q.id, i) not in done for i in range(samples))]
-    arriving = served_answers(url, todo, run, done) if url else own_answers(name, todo, run)
+    arriving = iter(()) if not todo else served_answers(url, todo, run, done) if url else own_answers(name, todo, run)
     bar = tqdm(
         desc=f"teacher {name}", total=len(questions) * samples, initial=len(done), delay=2, disable=not run.first
     )
