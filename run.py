@@ -64,11 +64,11 @@ def questions_in(file: str, _changed: int) -> list:
 
 def split(cfg) -> dict[str, list]:
     """The run's questions: {"train", "valid", "test"}. The test part is read by the evaluate stage only."""
+    sizes = {"train": cfg.pool, "valid": cfg.valid_questions, "test": cfg.test_questions}
     if cfg.data:
         parts = split_questions(questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns))
-        chosen = sorted(parts["valid"], key=lambda q: seed_of("valid", q.id))[: cfg.valid_questions]
-        return parts | {"valid": chosen}
-    sizes = {"train": cfg.pool, "valid": cfg.valid_questions, "test": cfg.test_questions}
+        parts["valid"] = sorted(parts["valid"], key=lambda q: seed_of("valid", q.id))[: cfg.valid_questions]
+        return {name: part[: sizes[name]] for name, part in parts.items()} if cfg.pilot else parts
     cell = 112 if is_real(cfg.student) else 14  # pixels of a cell: 336 x 336 for a real student
     return {name: world_questions(name, size, cell=cell) for name, size in sizes.items()}
 

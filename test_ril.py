@@ -78,6 +78,17 @@ def questions_of_all_shapes() -> list[data.Question]:
     ]
 
 
+def own_questions(folder: Path, count: int = 40, without: int = 0) -> str:
+    """A JSONL file of tiny-world questions with their pictures; every `without`-th has none."""
+    lines = []
+    for i, q in enumerate(data.world_questions("train", count, seed=5)):
+        q.images[0].save(folder / f"{i}.png")
+        picture = {} if without and i % without == 0 else dict(image=f"{i}.png")
+        lines.append(json.dumps(dict(id=q.id, question=q.text, answer=q.answer, **picture)))
+    (folder / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    return "mine.jsonl"
+
+
 def speaking(name: str, seed: int = 1) -> model.VLM:
     """A random student whose texts vary and end: the head's rows are scaled, the end token is made likely."""
     vlm = model.load(name, seed)
@@ -2103,6 +2114,33 @@ def test_the_readmes_commands_and_paths_exist():
         assert (HOME / "results" / path).exists(), path
 
 
+def test_the_readmes_lines_turn_public_sets_into_our_questions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture = data.world_questions("train", 1)[0].images[0]
+    for file in ("png/two_col_1.png", "images/0.png", "train/7/img_diagram.png"):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(file)
+    Path("questions").mkdir()
+    kept = dict(answerTexts=["ears", "nose", "mouth", "face"], correctAnswer=3, questionId="0.png-0", abcLabel=True)
+    Path("questions/0.png.json").write_text(json.dumps({"imageName": "0.png", "questions": {"What is A?": kept}}))
+    Path("train_human.json").write_text(json.dumps([dict(imgname="two_col_1.png", query="How many?", label="14")]))
+    x = dict(problem_text="Find x.", choices=["1.0", "2.0", "3.0", "4.0"], answer="B", id=7)
+    Path("train/7/data.json").write_text(json.dumps(x))
+    made: dict = {}
+    exec(re.search(r"```python\n(.*?)```", (HOME / "README.md").read_text(), re.S)[1], made)
+    found = []
+    for name in ("chartqa", "ai2d", "geometry3k"):
+        made["write"](made[name]())
+        (q,) = data.load_questions("mine.jsonl")
+        found.append((q.text, q.answer))
+    assert found == [
+        ("How many?", "14"),
+        ("What is A? (A) ears (B) nose (C) mouth (D) face", "D"),
+        ("Find x. (A) 1.0 (B) 2.0 (C) 3.0 (D) 4.0", "B"),
+    ]
+    assert jd.rule_judge(data.Question("", (), *found[1]), "the answer is face") == 1
+
+
 # ------------------------------------------------------------------------------------------------ ranks and real names
 def torchrun(cwd: Path, ranks: int, script: Path, *flags: str) -> subprocess.CompletedProcess:
     """`script` in so many gloo processes; -- keeps torchrun from taking --run for one of its own flags."""
@@ -2119,7 +2157,7 @@ def metrics(run: Path) -> list[dict]:
 def test_two_ranks_log_what_one_process_logs(whole, tmp_path):
     """Text-only questions beside pictures, more questions than fit evenly, answers of different lengths."""
     straight, flags = whole
-    mine = mixed_questions(tmp_path, 40)
+    mine = own_questions(tmp_path, without=3)
     frozen = "vision" if straight.parts[-1] == "a" and "tiny-internvl" not in flags else "none"
     more = ["--data", mine, "--student", str(straight / "sft"), "--lr", "1e-5", "--d-lr", "1e-5"]
     more += ["--questions-per-step", "5", "--micro-batch", "2", "--steps", "3", "--frozen", frozen, "--mu", "2"]
@@ -2139,17 +2177,6 @@ def test_two_ranks_log_what_one_process_logs(whole, tmp_path):
         assert len(here) == 2 and sum(here) >= whole_step and max(here) < 0.8 * sum(here)  # each passes its part
     lines = [json.loads(x) for x in (tmp_path / "runs/two/answers.jsonl").read_text().splitlines()]
     assert lines == [json.loads(x) for x in (tmp_path / "runs/one/answers.jsonl").read_text().splitlines()]
-
-
-def mixed_questions(folder: Path, count: int) -> str:
-    """A JSONL file of questions, every third without its picture."""
-    lines = []
-    for i, q in enumerate(data.world_questions("train", count, seed=5)):
-        q.images[0].save(folder / f"{i}.png")
-        picture = {} if i % 3 == 0 else dict(image=f"{i}.png")
-        lines.append(json.dumps(dict(id=q.id, question=q.text, answer=q.answer, **picture)))
-    (folder / "mine.jsonl").write_text("\n".join(lines) + "\n")
-    return "mine.jsonl"
 
 
 def test_two_nodes_of_one_rank_log_what_one_process_logs(straight, tmp_path):
@@ -2180,7 +2207,7 @@ def test_two_nodes_of_one_rank_log_what_one_process_logs(straight, tmp_path):
 
 def test_a_sharded_teacher_says_on_two_ranks_what_it_says_on_one_and_goes_on_after_a_kill(tmp_path, monkeypatch):
     """Every rank gathers its layers as often as the other: uneven questions, texts without pictures, early ends."""
-    flags = ["--data", mixed_questions(tmp_path, 90), "--teachers", str(teachers.FOLDER / "tiny-qwen-teacher")]
+    flags = ["--data", own_questions(tmp_path, 90, without=3), "--teachers", str(teachers.FOLDER / "tiny-qwen-teacher")]
     flags += ["--teacher-samples", "2", "--stage", "teachers", "--threads", "1"]
     for name in ("one", "two", "killed"):  # the stage before it is not this test's
         (tmp_path / "runs" / name / "sft").mkdir(parents=True)
@@ -2439,19 +2466,13 @@ def test_the_pilot_writes_its_page(tmp_path):
     assert "8 of 8 prompts, token for token" in page and "planned" in page and "tiny-qwen-teacher:" in page
     gap = float(re.search(r"largest difference (\S+)", page).group(1))
     assert gap < 1e-4
+    mine = train.Config(data=str(tmp_path / own_questions(tmp_path, 90)), pool=20, test_questions=5)
+    assert len(train.split(mine)["train"]) > 60  # all of yours, but in a pilot only that many
+    few = train.split(train.replace(mine, pilot=True))
+    assert [len(few[part]) for part in ("train", "test")] == [20, 5]
 
 
 # ------------------------------------------------------------------------------------------------ teachers and judges
-def own_questions(folder: Path, count: int = 40) -> str:
-    """A JSONL file of tiny-world questions with their pictures."""
-    lines = []
-    for i, q in enumerate(data.world_questions("train", count, seed=5)):
-        q.images[0].save(folder / f"{i}.png")
-        lines.append(json.dumps(dict(id=q.id, image=f"{i}.png", question=q.text, answer=q.answer)))
-    (folder / "mine.jsonl").write_text("\n".join(lines) + "\n")
-    return "mine.jsonl"
-
-
 def test_a_served_teachers_answers_survive_a_dead_server_without_loss_or_doubles(straight, tmp_path, monkeypatch):
     """The server dies after 50 requests; the same command later asks for the rest only, and the loop trains on it."""
     monkeypatch.setattr(teachers, "Server", lambda url: jd.Server(url, tries=2, in_flight=4, sleep=lambda s: None))

@@ -852,6 +852,42 @@ def stages_of(cfg: Config) -> list[str]:
     return [name for name in STAGES if has.get(name, True)]
 
 
+def check_questions(cfg: Config) -> None:
+    """Read and encode every question before anything is written: bad input leaves no trace. All ranks stop together."""
+    questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns if Path(cfg.data).is_file() else 0)
+    from_files = random_shell if cfg.random_weights and cfg.student in FULL else shell
+    encoder, wrong = load(cfg.student) if cfg.student in TINY else from_files(cfg.student)[0], ""
+    if cfg.image_tokens:
+        encoder.family.limit(encoder.image_processor, cfg.image_tokens)
+    try:
+        for q in tqdm(deal(questions), "questions", delay=2, disable=ranks()[0] > 0):
+            encoder.encode_question(q)
+        split(cfg)
+    except UserError as error:
+        wrong = str(error)
+    for message in filter(None, everyone_of(wrong)):
+        raise UserError(message)
+
+
+def run_stage(run: Run, name: str) -> None:
+    """Run a stage unless its artefact is there; its seconds and the most memory so far go to seconds.json."""
+    action, artefact, title = STAGE_OF[name]
+    if all(everyone_of((run.path / artefact).exists())):
+        print(f"{title}: skipped, {run.path / artefact} is there")
+        return
+    print(title, flush=True)
+    begin, file = time.perf_counter(), run.path / "seconds.json"
+    action(run)
+    gc.collect()  # a sharded model lies in a circle of references
+    if run.device != "cpu":
+        torch.cuda.empty_cache()
+    seconds, took = json.loads(file.read_text()) if file.exists() else {}, time.perf_counter() - begin
+    seconds[name] = round(seconds.get(name, 0) + took, 1)
+    seconds["peak_memory_mb"] = max(round(peak_memory_mb()), seconds.get("peak_memory_mb", 0))
+    run.write("seconds.json", seconds)
+    print(f"  {title}: {took:.1f} s", flush=True)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the stages whose artefact is missing, say which are skipped, end with the summary."""
     cfg = parse(sys.argv[1:] if argv is None else argv)
@@ -873,22 +909,8 @@ def main(argv: list[str] | None = None) -> None:
         find_folder(cfg.student)  # or one line, before anything is written
     if is_real(cfg.student) and not cfg.data:
         print("no --data: the embedded tiny world, its pictures at 336 x 336 pixels")
-    if cfg.data:  # read and encode every question before anything is written: bad input leaves no trace
-        questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns if Path(cfg.data).is_file() else 0)
-        from_files = random_shell if cfg.random_weights and cfg.student in FULL else shell
-        encoder = load(cfg.student) if cfg.student in TINY else from_files(cfg.student)[0]
-        if cfg.image_tokens:
-            encoder.family.limit(encoder.image_processor, cfg.image_tokens)
-        wrong = ""
-        try:
-            for q in tqdm(deal(questions), "questions", delay=2, disable=ranks()[0] > 0):
-                encoder.encode_question(q)
-        except UserError as error:
-            wrong = str(error)
-        for message in everyone_of(wrong):  # all ranks stop, before rank 0 deletes or writes anything
-            if message:
-                raise UserError(message)
-        split(cfg)
+    if cfg.data:
+        check_questions(cfg)
     needed = STAGES[: STAGES.index(cfg.stage)] if cfg.stage in STAGES else ()
     for earlier in stages_of(cfg):
         if earlier in needed and not (Path("runs") / cfg.run / STAGE_OF[earlier][1]).exists():
@@ -900,23 +922,8 @@ def main(argv: list[str] | None = None) -> None:
     if cfg.stage in ("build-teachers", "select"):
         return {"build-teachers": build_teachers, "select": select}[cfg.stage](run)
     for name in stages_of(cfg):
-        action, artefact, title = STAGE_OF[name]
-        if cfg.stage not in ("all", name):
-            continue
-        if all(everyone_of((run.path / artefact).exists())):
-            print(f"{title}: skipped, {run.path / artefact} is there")
-            continue
-        print(f"{title}", flush=True)
-        begin = time.perf_counter()
-        action(run)
-        gc.collect()  # a sharded model lies in a circle of references
-        if run.device != "cpu":
-            torch.cuda.empty_cache()
-        seconds = json.loads((run.path / "seconds.json").read_text()) if (run.path / "seconds.json").exists() else {}
-        seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - begin, 1)
-        seconds["peak_memory_mb"] = max(round(peak_memory_mb()), seconds.get("peak_memory_mb", 0))
-        run.write("seconds.json", seconds)
-        print(f"  {title}: {time.perf_counter() - begin:.1f} s", flush=True)
+        if cfg.stage in ("all", name):
+            run_stage(run, name)
     if run.first and (run.path / "summary.json").exists():
         summary = json.loads((run.path / "summary.json").read_text())
         if "seconds" not in summary and (run.path / "seconds.json").exists():
