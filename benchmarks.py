@@ -26,53 +26,26 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # ------------------------------------------------------------------------------------------------ what they are
-KINDS = {  # how the public toolkit's file names begin -> how an item is scored
-    "AI2D": "letter",
-    "ChartQA": "chart",
-    "MathVista": "math",
-    "MMBench": "circular",
-    "MMVet": "grade",
-    "mm-vet-v2": "grade",
-    "MMMU": "mmmu",
-    "MMStar": "letter",
-    "BLINK": "letter",
-    "SEEDBench": "letter",
-    "RealWorldQA": "letter",
+FILES = {  # public file -> (our name for the benchmark, how an item is scored, the first digits of its md5, rows)
+    "AI2D_TEST": ("ai2d", "letter", "0f593e0d", 3088),
+    "ChartQA_TEST": ("chartqa", "chart", "c902e0aa", 2500),
+    "MathVista_MINI": ("mathvista", "math", "f199b98e", 1000),
+    "MMBench_DEV_EN": ("mmb", "circular", "b6caf113", 4329),  # MMBench's and SEED's rows are from papers
+    "MMBench_DEV_CN": ("mmb-cn", "circular", "08b8fc33", 4329),
+    "MMVet": ("mmvet", "grade", "748aa6d4", 218),
+    "mm-vet-v2": ("mmvet2", "grade", "", 517),
+    "MMMU_DEV_VAL": ("mmmu", "mmmu", "585e8ad7", 1050),
+    "MMMU_Pro_10c": ("mmmu-pro", "mmmu", "22cee868", 1730),
+    "MMMU_Pro_V": ("mmmu-pro", "mmmu", "d01441a8", 1730),
+    "MMStar": ("mmstar", "letter", "e1ecd214", 1500),
+    "BLINK": ("blink", "letter", "d5e8af14", 1901),  # 3b6649b6 has the old labels of Relative_Reflectance
+    "SEEDBench_IMG": ("seed", "letter", "68017231", 14232),
+    "SEEDBench2_Plus": ("seed2+", "letter", "e32d3216", 2277),
+    "RealWorldQA": ("rwqa", "letter", "4de008f5", 765),
 }
-BENCHMARKS = {  # our names in the paper's order -> the public files; the score is the mean of the files' scores
-    "ai2d": ("AI2D_TEST",),
-    "chartqa": ("ChartQA_TEST",),
-    "mathvista": ("MathVista_MINI",),
-    "mmb": ("MMBench_DEV_EN",),
-    "mmb-cn": ("MMBench_DEV_CN",),
-    "mmvet": ("MMVet",),
-    "mmvet2": ("mm-vet-v2",),
-    "mmmu": ("MMMU_DEV_VAL",),
-    "mmmu-pro": ("MMMU_Pro_10c", "MMMU_Pro_V"),
-    "mmstar": ("MMStar",),
-    "blink": ("BLINK",),
-    "seed": ("SEEDBench_IMG",),
-    "seed2+": ("SEEDBench2_Plus",),
-    "rwqa": ("RealWorldQA",),
-}
+# our names in the paper's order -> the public files; the score is the mean of the files' scores
+BENCHMARKS = {name: [file for file, x in FILES.items() if x[0] == name] for name, *_ in FILES.values()}
 RULES = ("2025-10", "head")  # the toolkit's rules of October 2025, and its newest (August 2026)
-FILES = {  # public file -> (the first digits of its md5, rows; of MMBench and SEED these are from papers)
-    "AI2D_TEST": ("0f593e0d", 3088),
-    "ChartQA_TEST": ("c902e0aa", 2500),
-    "MathVista_MINI": ("f199b98e", 1000),
-    "MMBench_DEV_EN": ("b6caf113", 4329),
-    "MMBench_DEV_CN": ("08b8fc33", 4329),
-    "MMVet": ("748aa6d4", 218),
-    "mm-vet-v2": ("", 517),
-    "MMMU_DEV_VAL": ("585e8ad7", 1050),
-    "MMMU_Pro_10c": ("22cee868", 1730),
-    "MMMU_Pro_V": ("d01441a8", 1730),
-    "MMStar": ("e1ecd214", 1500),
-    "BLINK": ("d5e8af14", 1901),  # 3b6649b6 has the old labels of Relative_Reflectance
-    "SEEDBench_IMG": ("68017231", 14232),
-    "SEEDBench2_Plus": ("e32d3216", 2277),
-    "RealWorldQA": ("4de008f5", 765),
-}
 PROMPTS = ("kit", "direct", "bare")
 LETTER = "Answer directly with the option letter from the given choices. "
 DIRECT = {  # (has options, is Chinese) -> the last line
@@ -83,13 +56,18 @@ DIRECT = {  # (has options, is Chinese) -> the last line
 }
 
 
-def kind_of(benchmark: str) -> str:
-    """How a benchmark is scored, from our name or the toolkit's. Raises UserError for any other."""
-    name = BENCHMARKS.get(benchmark, (benchmark,))[0]
-    for start, kind in KINDS.items():
-        if name.startswith(start):
-            return kind
+def file_of(benchmark: str) -> str:
+    """The public file that a name means: ours, the file's, or that of a variant (MMMU_Pro_V_COT). UserError: none."""
+    name = BENCHMARKS.get(benchmark, [benchmark])[0]
+    for file in FILES:
+        if name.startswith(file):
+            return file
     raise UserError(f"benchmark {benchmark!r}: unknown; there are {', '.join(BENCHMARKS)}")
+
+
+def kind_of(benchmark: str) -> str:
+    """How a benchmark is scored: letter, circular, mmmu, chart, math or grade. Raises UserError for an unknown one."""
+    return FILES[file_of(benchmark)][1]
 
 
 def cell(row: dict, name: str) -> str:
@@ -381,7 +359,7 @@ def math_answer(row: dict, text: str, rules: str) -> tuple:
 def grade_of(benchmark: str, reply: str) -> float | None:
     """A judge's grade in [0, 1], None when it gives none: the whole reply is the number; MM-Vet-v2: its first word."""
     words = reply.split()
-    if benchmark in ("mmvet2", "mm-vet-v2"):
+    if file_of(benchmark) == "mm-vet-v2":
         words = words[:1]
     try:
         grade = float(" ".join(words))
@@ -496,13 +474,13 @@ def records_of(benchmark: str, rows: list[dict], scores: list) -> list[dict]:
         records = []
         for name in ("rec", "ocr", "know", "gen", "spat", "math", "seq"):
             part = [x for row, x in units if name in cell(row, "category")]
-            if benchmark in ("MMVet", "mmvet"):  # the toolkit counts items with this capability alone twice
+            if file_of(benchmark) == "MMVet":  # the toolkit counts items with this capability alone twice
                 part += [x for row, x in units if name == cell(row, "category")]
             if part:
                 records.append({"Category": name, "tot": len(part), "acc": mean(part, 100)})
         return [*records, {"Category": "Overall", "tot": len(scores), "acc": mean(scores, 100)}]
     records = by_ability(units)
-    if benchmark in ("BLINK", "blink") and any(cell(row, "category") == RELABELLED for row in rows):
+    if file_of(benchmark) == "BLINK" and any(cell(row, "category") == RELABELLED for row in rows):
         rest = by_ability([(row, x) for row, x in units if cell(row, "category") != RELABELLED])
         records += [record | {"split": f"without {RELABELLED}"} for record in rest]
     return records

@@ -341,7 +341,7 @@ def measure_file(name: str, table, settings: dict, folder: Path, args, judge) ->
         scored = [x | {"score": None} for x in scored]  # without a judge only part of the answers can be read
     units = units_of(name, rows, [x["score"] for x in scored])
     final = [score_item(name, r, final_answer(x["text"]), args.rules)["score"] for r, x in zip(rows, said, strict=True)]
-    md5, count = FILES[name]
+    *_, md5, count = FILES[name]
     if md5 and table.md5[:8] != md5:
         wrong.append(f"{table.path}: md5 {table.md5[:8]}, the public file has {md5}")
     if len(table.rows) != count:
