@@ -116,6 +116,15 @@ class Table:
     header: list[str] = field(default_factory=list)
     md5: str = ""
 
+    def row(self, record: str | list) -> dict:
+        """The row that a line of JSON or a list of cells holds. Raises ValueError for a torn one."""
+        if isinstance(record, list) and len(record) != len(self.header):
+            raise ValueError(f"torn, {len(record)} of {len(self.header)} cells")
+        row = json.loads(record) if isinstance(record, str) else dict(zip(self.header, record, strict=True))
+        if "image_path" in row and "image" not in row:
+            row["image"] = row.pop("image_path")
+        return row
+
     def cell(self, index: str):
         """A row's picture cell, read from the file now."""
         place = self.places[index]
@@ -124,91 +133,74 @@ class Table:
         with self.path.open("rb") as file:
             file.seek(place[0])
             text = file.read(place[1]).decode("utf-8-sig", "replace")
-        if self.path.suffix == ".jsonl":
-            row = json.loads(text)
-        else:
-            row = dict(zip(self.header, next(csv.reader(io.StringIO(text, newline=""), delimiter="\t")), strict=True))
-        return row["image"] if "image" in row else row["image_path"]
+        tab = self.path.suffix == ".tsv"
+        return self.row(next(csv.reader(io.StringIO(text, newline=""), delimiter="\t")) if tab else text)["image"]
 
     def pictures(self, index: str) -> "list[Image.Image]":
         """A row's pictures as RGB: its cell holds base64, a path beside the file, a list of either, or the index of the
         row that has them. Raises UserError naming file and row.
         """
-        who, cell = f"{self.path}: row {index}", self.cell(index)
-        cell = self.cell(cell) if isinstance(cell, str) and len(cell) <= 64 and cell in self.places else cell
-        out = []
+        cell, out = self.cell(index), []
+        cell = self.cell(cell) if isinstance(cell, str) and cell in self.places else cell
         for one in map(str, listed(cell) or [cell]):
-            if is_picture(one):
-                out.append(open_picture(self.path.parent / one, who))
-            else:
-                raw = b""
+            source = self.path.parent / one
+            if not is_picture(one):
+                source = io.BytesIO()  # no base64: an empty file, which cannot be read either
                 with contextlib.suppress(ValueError):
-                    raw = base64.b64decode(one.rpartition("base64,")[2])
-                out.append(open_picture(io.BytesIO(raw), who))
+                    source = io.BytesIO(base64.b64decode(one.rpartition("base64,")[2]))
+            out.append(open_picture(source, f"{self.path}: row {index}"))
         return out
+
+
+def interleaved(index: str, row: dict) -> dict:
+    """A row of MM-Vet-v2 as one of MMMU: "words<IMG>v2_0.png<IMG>words" -> "words<image 1>words" and its pictures."""
+    parts = row["question"].split("<IMG>")
+    names = [x for x in parts if is_picture(x)]
+    text = "".join(f"<image {names.index(x) + 1}>" if x in names else x for x in parts)
+    category, pictures = ",".join(row["capability"]), [f"images/{x}" for x in names]
+    return row | dict(index=index, question=text, category=category, image=pictures)
 
 
 def read_table(path: str | Path) -> Table:
     """A benchmark's .tsv or .jsonl file, or MM-Vet-v2's .json, read once. Rows that are torn, doubled or without a
     picture are left out and named in `wrong`. Raises UserError for a missing column or a file that is no table.
     """
-    table, digest, end = Table(Path(path)), hashlib.md5(usedforsecurity=False), 0
-
-    def lines():
-        nonlocal end
-        with table.path.open("rb") as file:
-            for line in file:
-                digest.update(line)
-                text, end = line.decode("utf-8" if end else "utf-8-sig", "replace"), end + len(line)
-                yield text
-
-    def row_of(record) -> dict:
-        if isinstance(record, str):
-            return json.loads(record)
-        if len(record) != len(table.header):
-            raise ValueError(f"torn, {len(record)} of {len(table.header)} cells")
-        return dict(zip(table.header, record, strict=True))
-
-    seen, start = {}, 0
+    table, digest, seen = Table(Path(path)), hashlib.md5(usedforsecurity=False), {}
+    needed = ["index", "answer", "image", *["question"] * (table.path.stem != "MMMU_Pro_V")]  # there: in the picture
     csv.field_size_limit(2**31 - 1)
-    tab = table.path.suffix == ".tsv"
-    records = csv.reader(lines(), delimiter="\t") if tab else lines()
+
+    def lines(file):
+        for line in iter(file.readline, b""):  # so that file.tell() is the end of the line
+            digest.update(line)
+            yield line.decode("utf-8-sig", "replace")
+
     try:
-        if table.path.suffix == ".json":  # {id: {question: "words<IMG>v2_0.png<IMG>words", answer, capability}}
-            for index, row in json.loads("".join(records)).items():
-                names = [x for x in row["question"].split("<IMG>") if is_picture(x)]
-                table.rows.append(row | {"index": index, "category": ",".join(row["capability"])})
-                table.places[index], table.twin[index] = [f"images/{x}" for x in names], index
-            records = ()
-        elif tab:
-            table.header, start = next(records, []), end
-        for number, record in enumerate(records, 1 + tab):
-            place, start = (start, end - start), end
-            if not record or record == "\n":
-                continue
-            where = f"{table.path}: row {number}"
-            try:
-                row = row_of(record)
-            except ValueError as error:  # a JSONDecodeError is one
-                table.wrong.append(f"{where}: {error}")
-                continue
-            column = "image_path" if "image_path" in row and "image" not in row else "image"
-            needed = (
-                "index",
-                "answer",
-                column,
-                *["question"] * (table.path.stem != "MMMU_Pro_V"),
-            )  # there: in the picture
-            if missing := [x for x in needed if x not in row]:
-                raise UserError(f"{where}: column {missing[0]!r} is missing; it has {', '.join(row)}")
-            index, picture = str(row["index"]), row.pop(column)
-            if index in table.places or not picture:
-                table.wrong.append(f"{where}: index {index} " + ("has no picture" if not picture else "stands twice"))
-                continue
-            table.rows.append(row | {"index": index})
-            table.places[index] = place
-            of = picture if isinstance(picture, str) and len(picture) <= 64 else hash(str(picture))
-            table.twin[index] = table.twin.get(of) or seen.setdefault(of, index)
+        with table.path.open("rb") as file:
+            records = lines(file)
+            if table.path.suffix == ".tsv":
+                records = csv.reader(records, delimiter="\t")
+                table.header = next(records, [])
+            elif table.path.suffix == ".json":  # {id: row}
+                records = [interleaved(*x) for x in json.loads("".join(records)).items()]
+            end = file.tell()
+            for number, record in enumerate(records, 1 + bool(table.header)):
+                start, end, where = end, file.tell(), f"{table.path}: row {number}"
+                if not record or record == "\n":
+                    continue
+                try:
+                    row = record if isinstance(record, dict) else table.row(record)
+                    if missing := [x for x in needed if x not in row]:
+                        raise UserError(f"{where}: column {missing[0]!r} is missing; it has {', '.join(row)}")
+                    index, picture = str(row["index"]), row.pop("image")
+                    if not picture or index in table.places:
+                        raise ValueError(f"index {index} " + ("stands twice" if picture else "has no picture"))
+                except ValueError as error:  # a JSONDecodeError is one
+                    table.wrong.append(f"{where}: {error}")
+                    continue
+                table.rows.append(row | {"index": index})
+                table.places[index] = picture if isinstance(record, dict) else (start, end - start)
+                cell = str(picture)  # another row's index, or what is to be seen
+                table.twin[index] = table.twin.get(cell) or seen.setdefault(hash(cell), index)
     except (csv.Error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{table.path}: not a benchmark file ({type(error).__name__}: {error})") from None
     if not table.rows:
@@ -254,16 +246,12 @@ def prompt_of(name: str, row: dict, pictures: int, style: str = "kit", suffix: s
         end = DIRECT[bool(options), bool(re.search("[\u4e00-\u9fff]", question))] if style == "direct" else ""
         text = "\n".join(x for x in (hint, question, *lines, end) if x)
     text += suffix
-    if name == "mm-vet-v2":  # words<IMG>v2_0.png<IMG>words
-        parts = text.split("<IMG>")
-        at = [-1, *(i for i, x in enumerate(parts) if is_picture(x)), len(parts)]
-        return list(range(len(at) - 2)), ["".join(parts[a + 1 : b]) for a, b in zip(at, at[1:], strict=False)]
-    if style == "direct" and pictures > 1:
+    if style == "direct" and pictures > 1 and name != "mm-vet-v2":
         heads = ["Image-1: ", *(f"\nImage-{k + 1}: " for k in range(1, pictures))]
         return list(range(pictures)), [*heads, "\n" + re.sub(r"<image (\d)>", r"<Image-\1>", text)]
-    parts = re.split(r"<image (\d)>", text)
+    parts = re.split(r"<image (\d+)>", text) if kind == "mmmu" or name == "mm-vet-v2" else [text]
     named = [int(k) - 1 for k in parts[1::2]]
-    if kind != "mmmu" or not named or not 0 <= min(named) <= max(named) < pictures:
+    if not named or not 0 <= min(named) <= max(named) < pictures:
         return list(range(pictures)), [""] * pictures + [text]
     return named, parts[::2]
 
@@ -507,7 +495,7 @@ Question: What share is blue? (A) 3/11 (B) 8/11 | Response: Eight of eleven part
 
 def judge_chat(benchmark: str, row: dict, said: str) -> list[dict]:
     """What the judge is asked about one item. Our own wording, so grades compare with nobody else's."""
-    question = "".join("<image>" if is_picture(x) else x for x in cell(row, "question").split("<IMG>"))
+    question = re.sub(r"<image \d+>", "<image>", cell(row, "question"))
     if kind_of(benchmark) == "grade":
         gold = cell(row, "answer").replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         text = f"{GRADE}Question: {question} | Reference: {gold} | Answer: {said} | Grade:"
