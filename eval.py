@@ -77,10 +77,22 @@ def boot_means(values, clusters=None, weights=None, draws: int = 2000, seed: int
     return np.array([top[pick].sum() / bottom[pick].sum() for pick in picks])
 
 
+def middle(draws) -> tuple[float, float]:
+    """The 95 % in the middle of bootstrapped numbers."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def bootstrap(values, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of the mean of `values` (one per question: questions are drawn, not single answers)."""
-    means = boot_means(values, draws=draws, seed=seed)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+    return middle(boot_means(values, draws=draws, seed=seed))
+
+
+def greedy_answers(student, prompts: list, names: list[str], max_new_tokens: int, max_rows: int) -> list:
+    """The greedy Response to each Prompt, `max_rows` decoded at a time; names are the questions' ids."""
+    from rollout import GREEDY, rollout
+
+    return [r for (r,) in rollout(student, prompts, names, 1, max_new_tokens, GREEDY, max_rows=max_rows)]
 
 
 def evaluate(
@@ -94,46 +106,46 @@ def evaluate(
     question.
     """
     from model import deal, everyone
-    from rollout import GREEDY, PURE, rollout
+    from rollout import PURE, rollout
 
-    mine, once, many = deal(questions), [], []
+    mine, groups = deal(questions), []  # a group: the greedy response to a question, then the sampled ones
     for i in range(0, len(mine), 128):
         part = mine[i : i + 128]
         prompts, names = [student.encode_question(q) for q in part], [q.id for q in part]
-        once += [r for (r,) in rollout(student, prompts, names, 1, max_new_tokens, GREEDY, max_rows=max_rows)]
-        many += rollout(student, prompts, names, draws, max_new_tokens, PURE, (seed, "evaluate"), max_rows)
-    right = judge.verdicts(mine, once)
-    verdicts, rows = iter(judge.verdicts(mine, [r for group in many for r in group])), []
-    for q, best, greedy, group in zip(mine, once, right, many, strict=True):
-        row = dict(question=q.id, kind=q.meta.get("kind"), text=best.text, greedy=greedy)
-        row["said"] = [(look(q, r.text), next(verdicts), len(r.ids), r.finished) for r in group]
-        row["surprise"] = [-x for r in group for x in r.logps]
+        best = greedy_answers(student, prompts, names, max_new_tokens, max_rows)
+        sampled = rollout(student, prompts, names, draws, max_new_tokens, PURE, (seed, "evaluate"), max_rows)
+        groups += [[r, *more] for r, more in zip(best, sampled, strict=True)]
+    verdicts, rows = iter(judge.verdicts(mine, [r for group in groups for r in group])), []
+    for q, (best, *group) in zip(mine, groups, strict=True):
+        row = dict(question=q.id, kind=q.meta.get("kind"), text=best.text, greedy=next(verdicts), said=[])
+        for r in group:
+            one = dict(
+                right=next(verdicts), look=look(q, r.text), tokens=len(r.ids), finished=r.finished, logps=r.logps
+            )
+            row["said"].append(one)
+        row["sampled"] = average([x["right"] for x in row["said"]]) if draws else None
         rows.append(row)
     rows = everyone(rows)
-    greedy, said = [r["greedy"] for r in rows], [x for r in rows for x in r["said"]]
-    sampled = [float(np.mean([v for _, v, _, _ in r["said"]])) if draws else None for r in rows]
-    out = {
-        "questions": len(questions),
-        "greedy": float(np.mean(greedy)),
-        "texts": {r["question"]: r["text"] for r in rows},
-    }
-    each = zip(rows, greedy, sampled, strict=True)
-    out["answers"] = [{"question": r["question"], "greedy": g, "sampled": s} for r, g, s in each]
+    greedy, kinds = [r["greedy"] for r in rows], sorted({r["kind"] for r in rows if r["kind"]})
+    out = dict(questions=len(questions), greedy=average(greedy), texts={r["question"]: r["text"] for r in rows})
+    out["answers"] = [{k: r[k] for k in ("question", "greedy", "sampled")} for r in rows]
     out["greedy_interval"] = wilson(sum(greedy), len(greedy))
-    kinds = sorted({r["kind"] for r in rows if r["kind"]})
-    out["greedy_by_kind"] = {k: float(np.mean([r["greedy"] for r in rows if r["kind"] == k])) for k in kinds}
+    out["greedy_by_kind"] = {k: average([r["greedy"] for r in rows if r["kind"] == k]) for k in kinds}
     if draws:
-        looks, verdicts, tokens, finished = zip(*said, strict=True)
-        out |= {"sampled": float(np.mean(sampled)), "sampled_interval": bootstrap(sampled)}
-        out |= {"tokens": float(np.mean(tokens)), "cut_off": 1 - float(np.mean(finished))}
-        out["entropy"] = float(np.mean([x for r in rows for x in r["surprise"]]))  # nats per sampled token
+        said, shares = [x for r in rows for x in r["said"]], [r["sampled"] for r in rows]
+        out |= dict(sampled=average(shares), sampled_interval=bootstrap(shares))
+        out |= dict(tokens=average([x["tokens"] for x in said]), cut_off=1 - average([x["finished"] for x in said]))
+        out["entropy"] = average([-x for one in said for x in one["logps"]])  # nats per sampled token
         if kinds:
-            out["looks"] = float(np.mean([x is not None for x in looks]))
-            out["right_looks"] = float(np.mean([x for x in looks if x is not None] or [0.0]))
-            out["right_look_and_answer"] = float(
-                np.mean([bool(x) and bool(v) for x, v in zip(looks, verdicts, strict=True)])
-            )
+            looks = [x["look"] for x in said if x["look"] is not None]
+            out |= dict(looks=len(looks) / len(said), right_looks=average(looks or [0.0]))
+            out["right_look_and_answer"] = average([bool(x["look"] and x["right"]) for x in said])
     return out
+
+
+def average(values) -> float:
+    """The mean as a plain number."""
+    return float(np.mean(values))
 
 
 def auc(right, wrong) -> float:
