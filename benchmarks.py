@@ -115,6 +115,12 @@ class Table:
     twin: dict = field(default_factory=dict)
     header: list[str] = field(default_factory=list)
     md5: str = ""
+    count: int = 0  # of rows, before `choose`
+
+    @property
+    def name(self) -> str:
+        """The public file's name."""
+        return self.path.stem
 
     def row(self, record: str | list) -> dict:
         """The row that a line of JSON or a list of cells holds. Raises ValueError for a torn one."""
@@ -166,7 +172,7 @@ def read_table(path: str | Path) -> Table:
     picture are left out and named in `wrong`. Raises UserError for a missing column or a file that is no table.
     """
     table, digest, seen = Table(Path(path)), hashlib.md5(usedforsecurity=False), {}
-    needed = ["index", "answer", "image", *["question"] * (table.path.stem != "MMMU_Pro_V")]  # there: in the picture
+    needed = ["index", "answer", "image", *["question"] * (table.name != "MMMU_Pro_V")]  # there: in the picture
     csv.field_size_limit(2**31 - 1)
 
     def lines(file):
@@ -205,7 +211,7 @@ def read_table(path: str | Path) -> Table:
         raise UserError(f"{table.path}: not a benchmark file ({type(error).__name__}: {error})") from None
     if not table.rows:
         raise UserError(f"{table.path}: no rows; {'; '.join(table.wrong[:3]) or 'the file is empty'}")
-    table.md5 = digest.hexdigest()
+    table.md5, table.count = digest.hexdigest(), len(table.rows)
     return table
 
 
@@ -214,12 +220,13 @@ def unit_of(name: str, row: dict) -> str:
     return str(int(row["index"]) % 1_000_000) if kind_of(name) == "circular" else str(row["index"])
 
 
-def chosen(name: str, table, limit: int) -> list[dict]:
-    """The rows to ask: MMMU's validation split; of the units `limit` (0: all), always the same ones, by a hash."""
-    rows = [r for r in table.rows if name != "MMMU_DEV_VAL" or cell(r, "split") in ("validation", "")]
-    units = sorted({unit_of(name, r) for r in rows}, key=lambda u: (seed_of("subset", u), u))
+def choose(table: Table, limit: int) -> Table:
+    """Keep the rows to ask: MMMU's validation split; of the units `limit` (0: all), always the same ones, by a hash."""
+    rows = [r for r in table.rows if table.name != "MMMU_DEV_VAL" or cell(r, "split") in ("validation", "")]
+    units = sorted({unit_of(table.name, r) for r in rows}, key=lambda u: (seed_of("subset", u), u))
     kept = set(units[:limit] if limit else units)
-    return [r for r in rows if unit_of(name, r) in kept]
+    table.rows = [r for r in rows if unit_of(table.name, r) in kept]
+    return table
 
 
 # ------------------------------------------------------------------------------------------------ prompts
@@ -409,10 +416,10 @@ def units_of(benchmark: str, rows: list[dict], scores: list) -> list[tuple[dict,
         return list(zip(rows, scores, strict=True))
     groups = {}
     for row, score in zip(rows, scores, strict=True):
-        groups.setdefault(int(row["index"]) % 1_000_000, []).append((row, score))
+        groups.setdefault(unit_of(benchmark, row), []).append((row, score))
     out = []
-    for number, group in groups.items():
-        first = [row for row, _ in group if int(row["index"]) == number]
+    for group in groups.values():
+        first = [row for row, _ in group if int(row["index"]) < 1_000_000]
         out += [(row, float(all(score == 1 for _, score in group))) for row in first]
     return out
 

@@ -10,7 +10,6 @@
 Scores and statistics need neither torch nor a model: `import eval` works with the standard library and numpy alone.
 """
 
-import contextlib
 import hashlib
 import json
 import math
@@ -23,24 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import (
-    BENCHMARKS,
-    FILES,
-    PROMPTS,
-    RULES,
-    cell,
-    chosen,
-    final_answer,
-    kind_of,
-    mean,
-    prompt_of,
-    read_table,
-    records_of,
-    score_all,
-    score_item,
-    unit_of,
-    units_of,
-)
+import benchmarks as bm
+from benchmarks import BENCHMARKS, PROMPTS, RULES, prompt_of, score_item
 from benchmarks import score_rows as score_rows
 from data import (
     Flags,
@@ -53,7 +36,7 @@ from data import (
     split_questions,
     world_questions,
 )
-from judge import Judge, agreement
+from judge import Judge, Server, agreement
 
 
 def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -155,19 +138,15 @@ def auc(right, wrong) -> float:
 
 
 # ------------------------------------------------------------------------------------------------ asking
-
-
-# ------------------------------------------------------------------------------------------------ asking
 PRESETS = {"smoke": 64, "quick": 500, "paper": 0}  # questions a benchmark file; 0: all
 
 
 def limit_pictures(student, args) -> dict:
     """Set the pixel and tile limits that the flags give -> what holds now. Other than in training: a warning."""
-    processor, size = student.image_processor, dict(student.image_processor.size)
-    tiles = getattr(processor, "max_patches", 0) if getattr(processor, "crop_to_patches", False) else 1
-    now = dict(min_pixels=size.get("shortest_edge"), max_pixels=size.get("longest_edge"), max_tiles=tiles)
-    if not hasattr(processor, "max_patches"):
-        now["max_tiles"] = None
+    it, size = student.image_processor, dict(student.image_processor.size)
+    now = dict(min_pixels=size.get("shortest_edge"), max_pixels=size.get("longest_edge"), max_tiles=None)
+    if hasattr(it, "max_patches"):
+        now["max_tiles"] = it.max_patches if it.crop_to_patches else 1
     for name, before in now.items():
         flag, wanted = f"--{name.replace('_', '-')}", getattr(args, name)
         if wanted and before is None:
@@ -176,10 +155,9 @@ def limit_pictures(student, args) -> dict:
             print(f"warning: {flag} {wanted}, but the student was trained with {before}")
             now[name] = wanted
     if now["max_tiles"]:
-        processor.max_patches, processor.crop_to_patches = now["max_tiles"], now["max_tiles"] > 1
-    if now["max_pixels"]:
-        size |= dict(shortest_edge=now["min_pixels"], longest_edge=now["max_pixels"])
-        processor.size = type(processor.size)(**size)
+        it.max_patches, it.crop_to_patches = now["max_tiles"], now["max_tiles"] > 1
+    else:
+        it.size = type(it.size)(**size | dict(shortest_edge=now["min_pixels"], longest_edge=now["max_pixels"]))
     return now
 
 
@@ -196,43 +174,51 @@ def run_key(settings: dict, data: str) -> str:
     return hashlib.sha256(json.dumps([settings, data], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def read_predictions(folder: Path, name: str, key: str) -> tuple[dict, list[str]]:
-    """({index: prediction}, what was wrong) of one benchmark file under this run key, from all ranks."""
-    found, wrong = {}, []
-    for path in sorted(folder.glob(f"preds.{name}.*.jsonl")):
-        lines = path.read_bytes().split(b"\n")
+def read_lines(path: Path) -> tuple[list[dict], list[int]]:
+    """(objects, numbers of half-written lines) of a JSONL file that a killed process may have left; none without it."""
+    rows, torn = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
+        try:
+            rows += [json.loads(line)] if line else []
+        except ValueError:
+            torn.append(number)
+    return rows, torn
+
+
+def read_predictions(table: bm.Table, settings: dict, folder: Path) -> tuple[dict, list[str]]:
+    """({index: prediction}, what was wrong) of one benchmark file under these settings, from all ranks."""
+    key, found, wrong = run_key(settings, table.md5), {}, []
+    for path in sorted(folder.glob(f"preds.{table.name}.*.jsonl")):
+        rows, torn = read_lines(path)
         if path.name.split(".")[-3] != key:
-            wrong.append(f"{path}: {len(lines) - 1} predictions of another run key (this one: {key}) are left alone")
+            wrong.append(f"{path}: {len(rows)} predictions of another run key (this one: {key}) are left alone")
             continue
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line or b"{}")
-                if row and ("text" in row or row["index"] not in found):
-                    found[row["index"]] = row
-            except (ValueError, KeyError, TypeError):
-                wrong.append(f"{path}:{number}: a half-written line is not read")
+        wrong += [f"{path}:{number}: a half-written line is not read" for number in torn]
+        for row in rows:
+            if "text" in row or row["index"] not in found:  # another start may have read what one could not
+                found[row["index"]] = row
     return found, wrong
 
 
-def encoder(student, name: str, table, settings: dict):
-    """A function row -> Prompt, which raises UserError naming the row when picture or length do not fit."""
-    limit = student.hf.config.get_text_config().max_position_embeddings
-
-    def encode(row: dict):
-        pictures = table.pictures(row["index"])
-        shown, texts = prompt_of(name, row, len(pictures), settings["prompt"], settings["suffix"])
+def encode_rows(student, table: bm.Table, rows: list[dict], settings: dict) -> tuple[dict, dict]:
+    """({index: Prompt}, {index: error}): errors name the row whose picture cannot be read or which is too long."""
+    prompts, errors, limit = {}, {}, student.hf.config.get_text_config().max_position_embeddings
+    for row in rows:
         try:
+            pictures = table.pictures(row["index"])
+            shown, texts = prompt_of(table.name, row, len(pictures), settings["prompt"], settings["suffix"])
             prompt = student.encode([pictures[k] for k in shown], texts)
+            if len(prompt.ids) >= limit:
+                raise ValueError(f"{len(prompt.ids)} tokens, the model takes {limit}")
+            prompts[row["index"]] = prompt
+        except UserError as error:
+            errors[row["index"]] = str(error)
         except ValueError as error:
-            raise UserError(f"{table.path}: row {row['index']}: {error}") from None
-        if len(prompt.ids) >= limit:
-            raise UserError(f"{table.path}: row {row['index']}: {len(prompt.ids)} tokens, the model takes {limit}")
-        return prompt
-
-    return encode
+            errors[row["index"]] = f"{table.path}: row {row['index']}: {error}"
+    return prompts, errors
 
 
-def ask_rows(student, name: str, table, rows: list[dict], settings: dict, folder: Path, batch: int) -> None:
+def ask_file(student, table: bm.Table, settings: dict, folder: Path, batch: int) -> None:
     """Append this rank's missing greedy answers to preds.NAME.KEY.RANK.jsonl, one JSON line each.
 
     Which rank asks a row depends on the row and the number of ranks alone, so ranks need not talk; a restart may have
@@ -241,157 +227,141 @@ def ask_rows(student, name: str, table, rows: list[dict], settings: dict, folder
     import torch
     from tqdm import tqdm
 
-    from rollout import GREEDY, rollout
-
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    key, encode = run_key(settings, table.md5), encoder(student, name, table, settings)
-    done = {index for index, row in read_predictions(folder, name, key)[0].items() if "text" in row}
-    by_size = sorted(rows, key=lambda r: (table.places[r["index"]][-1:], len(cell(r, "question")), r["index"]))[::-1]
-    todo = [row for row in by_size[rank::world] if row["index"] not in done]
-    path = folder / f"preds.{name}.{key}.{rank}.jsonl"
+    done = {index for index, row in read_predictions(table, settings, folder)[0].items() if "text" in row}
+    size = {r["index"]: (table.places[r["index"]][-1:], len(bm.cell(r, "question")), r["index"]) for r in table.rows}
+    todo = [index for index in sorted(size, key=size.get, reverse=True)[rank::world] if index not in done]
+    rows, many = {r["index"]: r for r in table.rows}, 2 * batch  # encoded together: their pictures lie in memory
+    path = folder / f"preds.{table.name}.{run_key(settings, table.md5)}.{rank}.jsonl"
     torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
-    window = 2 * batch  # encoded and sorted together: their pictures lie in memory
-    with path.open("a") as out, tqdm(total=len(todo), desc=name, delay=2) as bar:
+    with path.open("a") as out, tqdm(total=len(todo), desc=table.name, delay=2) as bar:
         out.write("\n" * torn)
-        for i in range(0, len(todo), window):
-            part, prompts = todo[i : i + window], []
-            for row in part:
+        while todo:
+            part, todo = todo[:many], todo[many:]
+            prompts, errors = encode_rows(student, table, [rows[k] for k in part], settings)
+            names, answers = sorted(prompts, key=lambda k: len(prompts[k].ids)), None
+            while answers is None:
                 try:
-                    prompts.append((row["index"], encode(row)))
-                except UserError as error:
-                    out.write(json.dumps(dict(index=row["index"], error=str(error))) + "\n")
-            prompts.sort(key=lambda x: len(x[1].ids))
-            while prompts:
-                try:
-                    names, asked = zip(*prompts[:batch], strict=True)
-                    answers = rollout(student, list(asked), list(names), 1, settings["max_new_tokens"], GREEDY)
+                    asked = [prompts[k] for k in names]
+                    answers = greedy_answers(student, asked, names, settings["max_new_tokens"], batch)
                 except torch.cuda.OutOfMemoryError:
                     if batch == 1:
-                        raise UserError(f"{name}: row {names[0]} alone does not fit into the GPU's memory") from None
+                        raise UserError(f"{table.name}: row {names[-1]} alone does not fit into memory") from None
                     batch //= 2
-                    continue
-                prompts = prompts[len(asked) :]
-                for (r,) in answers:
-                    line = dict(index=r.question, text=r.text, tokens=len(r.ids), finished=r.finished)
-                    out.write(json.dumps(line) + "\n")
-                out.flush()
+            lines = [dict(index=k, error=error) for k, error in errors.items()]
+            lines += [dict(index=r.question, text=r.text, tokens=len(r.ids), finished=r.finished) for r in answers]
+            out.write("".join(json.dumps(x) + "\n" for x in lines))
+            out.flush()
             bar.update(len(part))
 
 
-def self_check(student, prompts: list, batch: int, max_new_tokens: int) -> dict:
-    """Do these prompts get the same texts alone and in a batch? -> {items, batch, different}."""
-    from rollout import GREEDY, rollout
+def try_first(student, tables: list[bm.Table], settings: dict, args) -> dict:
+    """Each file's first prompt as text; the first --check questions, alone and in a batch: are the answers the same?"""
+    out = {"first_prompts": {}}
+    for table in tables:
+        rows = table.rows[: 1 if out["first_prompts"] else max(1, args.check)]
+        prompts = list(encode_rows(student, table, rows, settings)[0].values())
+        if args.check and not out["first_prompts"]:
+            names = [str(i) for i in range(len(prompts))]
+            ways = [greedy_answers(student, prompts, names, args.max_new_tokens, n) for n in (1, args.batch)]
+            different = sum(a.text != b.text for a, b in zip(*ways, strict=True))
+            out["batch_check"] = dict(items=len(prompts), batch=args.batch, different=different)
+            print(f"batch check: {json.dumps(out['batch_check'])}")
+        text = student.tokenizer.decode(prompts[0].ids) if prompts else ""  # with "* 9" for nine picture tokens
+        out["first_prompts"][table.name] = re.sub(r"(<[^<>]+>)\1+", lambda m: f"{m[1]}*{len(m[0]) // len(m[1])}", text)
+    return out
 
-    names = [str(i) for i in range(len(prompts))]
 
-    def texts(rows: int) -> list[str]:
-        return [r.text for (r,) in rollout(student, prompts, names, 1, max_new_tokens, GREEDY, max_rows=rows)]
-
-    different = sum(a != b for a, b in zip(texts(1), texts(batch), strict=True))
-    return dict(items=len(prompts), batch=batch, different=different)
-
-
-def ask_benchmarks(args, tables: dict, folder: Path, before: dict | None) -> dict:
-    """Load the student and append the missing predictions -> the settings that these depend on."""
+def ask_benchmarks(args, tables: list[bm.Table], folder: Path) -> None:
+    """Load the student and append the missing predictions; settings.json is what these depend on, run.json the rest."""
     import torch
     import transformers
 
     from model import load
 
-    began, gpu = time.time(), torch.cuda.is_available()
+    began, gpu, kept = time.time(), torch.cuda.is_available(), folder / "settings.json"
     dtype = args.dtype or ("bf16" if gpu else "fp32")
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu"
     student = load(args.student, device=device, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
     settings = dict(weights=weights_hash(student), pictures=limit_pictures(student, args), prompt=args.prompt)
     settings |= dict(suffix=args.suffix, max_new_tokens=args.max_new_tokens, dtype=dtype, decoding="greedy")
-    if before and before != settings:
+    before = json.loads(kept.read_text()) if kept.is_file() else settings
+    if before != settings:
         count = sum(path.read_bytes().count(b"\n") for path in folder.glob("preds.*.jsonl"))
         other = ", ".join(f"{k} {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v)
         raise UserError(f"{folder}: holds {count} predictions of another run key ({other}); give another --into")
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "settings.json", json.dumps(settings) + "\n")
-    rows = {name: chosen(name, table, args.limit) for name, table in tables.items()}
-    run = dict(student=args.student, batch=args.batch, first_prompts={})
-    for name, table in tables.items() if os.environ.get("RANK", "0") == "0" else ():
-        prompts, encode = [], encoder(student, name, table, settings)
-        for row in rows[name][: 1 if run["first_prompts"] else max(1, args.check)]:
-            with contextlib.suppress(UserError):
-                prompts.append(encode(row))
-        if args.check and not run["first_prompts"]:
-            run["batch_check"] = self_check(student, prompts, args.batch, args.max_new_tokens)
-            print(f"batch check: {json.dumps(run['batch_check'])}")
-        text = student.tokenizer.decode(prompts[0].ids) if prompts else ""  # with "* 9" for nine picture tokens
-        run["first_prompts"][name] = re.sub(r"(<[^<>]+>)\1+", lambda m: f"{m[1]}*{len(m[0]) // len(m[1])}", text)
-    for name, table in tables.items():
-        ask_rows(student, name, table, rows[name], settings, folder, args.batch)
-    if run["first_prompts"]:
+    write(kept, json.dumps(settings) + "\n")
+    first = os.environ.get("RANK", "0") == "0"
+    run = dict(student=args.student, batch=args.batch) | (try_first(student, tables, settings, args) if first else {})
+    for table in tables:
+        ask_file(student, table, settings, folder, args.batch)
+    if first:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
         run |= dict(commit=done.stdout.strip(), attention=student.hf.config._attn_implementation)
         run |= dict(torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__)
-        run["device"] = torch.cuda.get_device_name() if gpu else platform.machine()
-        run["python"] = platform.python_version()
-        run["seconds"] = round(time.time() - began, 1)
+        run |= dict(device=torch.cuda.get_device_name() if gpu else platform.machine())
+        run |= dict(python=platform.python_version(), seconds=round(time.time() - began, 1))
         write(folder / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
-    return settings
 
 
 # ------------------------------------------------------------------------------------------------ measuring
-def measure_file(name: str, table, settings: dict, folder: Path, args, judge) -> tuple[dict, list, list]:
-    """Score one benchmark file -> (what results.json says of it, its units as {unit, cluster, score}, its predictions).
+def measure_file(table: bm.Table, found: dict, wrong: list[str], rules: str, judge) -> tuple[dict, list, list]:
+    """Score one benchmark file, `found` being its predictions by index -> (what results.json says of it, its
+    [(row, score)] of what is counted, the predictions counted).
 
     A unit with a missing answer or an unreadable picture is left out of the mean and counted, never scored 0.
     """
-    found, wrong = read_predictions(folder, name, run_key(settings, table.md5))
-    rows = chosen(name, table, args.limit)
-    bad = [found[r["index"]]["error"] for r in rows if "error" in found.get(r["index"], ())]
-    missing = [r["index"] for r in rows if r["index"] not in found]
-    lost = {unit_of(name, r) for r in rows if "text" not in found.get(r["index"], ())}
-    rows = [r for r in rows if unit_of(name, r) not in lost]
+    name, out = table.name, dict(md5=table.md5, rows=table.count, torn=len(table.wrong))
+    bad = [found[r["index"]]["error"] for r in table.rows if "error" in found.get(r["index"], ())]
+    missing = [r["index"] for r in table.rows if r["index"] not in found]
+    lost = {bm.unit_of(name, r) for r in table.rows if "text" not in found.get(r["index"], ())}
+    rows = [r for r in table.rows if bm.unit_of(name, r) not in lost]
     said = [found[r["index"]] for r in rows]
-    scored = score_all(name, rows, [x["text"] for x in said], args.rules, judge)
-    if judge is None and kind_of(name) == "math":
+    scored = bm.score_all(name, rows, [x["text"] for x in said], rules, judge)
+    if judge is None and bm.kind_of(name) == "math":
         scored = [x | {"score": None} for x in scored]  # without a judge only part of the answers can be read
-    units = units_of(name, rows, [x["score"] for x in scored])
-    final = [score_item(name, r, final_answer(x["text"]), args.rules)["score"] for r, x in zip(rows, said, strict=True)]
-    *_, md5, count = FILES[name]
+    scores = [x["score"] for x in scored]
+    final = [score_item(name, r, bm.final_answer(x["text"]), rules)["score"] for r, x in zip(rows, said, strict=True)]
+    *_, md5, count = bm.FILES[name]
+    wrong = [*wrong, *table.wrong, *bad]
+    if table.count != count:
+        wrong.insert(0, f"{table.path}: {table.count} rows, the public file has {count}")
     if md5 and table.md5[:8] != md5:
-        wrong.append(f"{table.path}: md5 {table.md5[:8]}, the public file has {md5}")
-    if len(table.rows) != count:
-        wrong.append(f"{table.path}: {len(table.rows)} rows, the public file has {count}")
-    wrong = (
-        [f"{name}: {len(missing)} rows have no answer, such as {m}" for m in missing[:1]] + wrong + table.wrong + bad
-    )
-    for line in [*wrong[:8], f"{name}: {len(wrong) - 8} more, in results.json"][: 9 if len(wrong) > 8 else len(wrong)]:
+        wrong.insert(0, f"{table.path}: md5 {table.md5[:8]}, the public file has {md5}")
+    if missing:
+        wrong.insert(0, f"{name}: {len(missing)} rows have no answer, such as {missing[0]}")
+    for line in [*wrong[:8], *[f"{name}: {len(wrong) - 8} more, in results.json"] * (len(wrong) > 8)]:
         print(f"warning: {line}")
-    out = dict(md5=table.md5, rows=len(table.rows), torn=len(table.wrong), unreadable=len(bad), missing=len(missing))
-    out["records"] = records_of(name, rows, [x["score"] for x in scored]) if rows else []
-    out["score_of_final_answers"] = mean([x for _, x in units_of(name, rows, final)], 100)
-    out["wrong"] = wrong
-    units = [dict(unit=unit_of(name, r), cluster=table.twin[r["index"]], score=x) for r, x in units]
-    return out, units, [p | {"read": x["extracted"] is not False} for p, x in zip(said, scored, strict=True)]
+    out |= dict(unreadable=len(bad), missing=len(missing), records=bm.records_of(name, rows, scores) if rows else [])
+    out["score_of_final_answers"] = bm.mean([x for _, x in bm.units_of(name, rows, final)], 100)
+    said = [p | {"read": x["extracted"] is not False} for p, x in zip(said, scored, strict=True)]
+    return out | {"wrong": wrong}, bm.units_of(name, rows, scores), said
 
 
-def measure(title: str, tables: dict, settings: dict, folder: Path, args, judge=None) -> tuple[dict, list, np.ndarray]:
+def measure(title: str, tables: list[bm.Table], found: dict, rules: str, judge=None) -> tuple[dict, list, np.ndarray]:
     """Score one benchmark -> (result, its units for items.jsonl, bootstrapped scores). Its files weigh the same."""
     files, units, said = {}, [], []
-    for name in BENCHMARKS[title]:
-        files[name], part, texts = measure_file(name, tables[name], settings, folder, args, judge)
-        for u in part:  # what is drawn together: rows about one picture; the same question of MMMU-Pro's two files
-            cluster = str(u["unit"] if len(BENCHMARKS[title]) > 1 else u["cluster"])
-            weight = 1 / len(part) / len(BENCHMARKS[title])
-            row = dict(benchmark=title, unit=f"{name}:{u['unit']}", cluster=cluster)
-            units.append(row | dict(score=u["score"], weight=weight))
+    for table in tables:
+        files[table.name], counted, texts = measure_file(table, *found[table.name], rules, judge)
+        for row, score in counted:
+            unit = bm.unit_of(table.name, row)
+            # what is drawn together: rows about one picture; the same question of MMMU-Pro's two files
+            cluster = unit if len(tables) > 1 else table.twin[row["index"]]
+            one = dict(benchmark=title, unit=f"{table.name}:{unit}", cluster=cluster, score=score)
+            units.append(one | dict(weight=1 / len(counted) / len(tables)))
         said += texts
     result, values = dict(score=None, n=len(units), files=files), [u["score"] for u in units]
     if not units or None in values:
         return result, [], np.array([])
     weights, clusters = [u["weight"] for u in units], [u["cluster"] for u in units]
     draws, score, n = boot_means(values, clusters, weights), float(np.dot(values, weights)), len(set(clusters))
-    ends = np.quantile(draws, [0.025, 0.975])
+    ends = middle(draws)
     if draws.std() == 0 or (n == len(units) and set(values) <= {0, 1}):
         ends = wilson(score * n, n)
-    result |= dict(score=100 * score, interval=[100 * float(x) for x in ends], tokens=mean([x["tokens"] for x in said]))
-    result |= dict(unparsed=mean([not x["read"] for x in said]), cut_off=mean([not x["finished"] for x in said]))
+    result |= dict(score=100 * score, interval=[100 * x for x in ends], tokens=bm.mean([x["tokens"] for x in said]))
+    result |= dict(unparsed=bm.mean([not x["read"] for x in said]))
+    result |= dict(cut_off=bm.mean([not x["finished"] for x in said]))
     return result, units, draws
 
 
@@ -447,26 +417,25 @@ class Remembering:
     """A judge that keeps its replies in judge.jsonl: scoring again asks nothing twice."""
 
     def __init__(self, judge, name: str, path: Path):
-        self.judge, self.name, self.path, self.known = judge, name, path, {}
-        for line in path.read_bytes().splitlines() if path.is_file() else ():
-            with contextlib.suppress(ValueError, KeyError):
-                row = json.loads(line)
-                self.known[row["key"]] = row["reply"]
+        self.judge, self.name, self.path = judge, name, path
+        self.known = {row["key"]: row["reply"] for row in read_lines(path)[0]}
 
     def ask(self, chats: list, max_tokens: int, temperature: float = 0.0) -> list[str]:
         """judge.Server's ask."""
         keys = [run_key(dict(judge=self.name, temperature=temperature), json.dumps(chat)) for chat in chats]
-        new = [i for i, key in enumerate(keys) if key not in self.known]
-        replies = self.judge.ask([chats[i] for i in new], max_tokens, temperature) if new else []
+        new = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in self.known}
+        replies = self.judge.ask(list(new.values()), max_tokens, temperature) if new else []
         with self.path.open("a") as out:
-            for i, reply in zip(new, replies, strict=True):
-                self.known[keys[i]] = reply
-                out.write(json.dumps(dict(key=keys[i], reply=reply)) + "\n")
+            for key, reply in zip(new, replies, strict=True):
+                self.known[key] = reply
+                out.write(json.dumps(dict(key=key, reply=reply)) + "\n")
         return [self.known[key] for key in keys]
 
 
-def find_tables(data: str, wanted: str) -> dict:
-    """{benchmark file: Table} of --benchmarks. With "all" a file may be absent: its benchmark is n/a, and said so."""
+def find_tables(data: str, wanted: str, limit: int) -> dict[str, list[bm.Table]]:
+    """{benchmark: its files} of --benchmarks, with the rows to ask. With "all" a file may be absent: its benchmark is
+    n/a, and said so.
+    """
     names = list(BENCHMARKS) if wanted == "all" else wanted.split(",")
     for name in names:
         if name not in BENCHMARKS:
@@ -482,53 +451,53 @@ def find_tables(data: str, wanted: str) -> dict:
         raise UserError(f"{data}/{absent[0]}.tsv: no such file; the README says where each one comes from")
     if absent:
         print(f"warning: n/a, not in {data}: {', '.join(absent)}")
-    return {f: read_table(paths[f]) for n in names if not set(absent) & set(BENCHMARKS[n]) for f in BENCHMARKS[n]}
+    there = [name for name in BENCHMARKS if name in names and not set(absent) & set(BENCHMARKS[name])]
+    return {name: [bm.choose(bm.read_table(paths[f]), limit) for f in BENCHMARKS[name]] for name in there}
 
 
-def run_benchmarks(args, judge=None) -> dict | None:
-    """Ask and score -> what results.json holds; None when other ranks are still at work. `judge`: see judge_replies."""
-    tables, began = find_tables(args.data, args.benchmarks), time.time()
+def run_benchmarks(args, judge=None) -> None:
+    """Ask and score, then write results.json, results.md and items.jsonl; where other ranks are still at work, the last
+    one does. `judge`: see bm.judge_replies.
+    """
+    began, benchmarks = time.time(), find_tables(args.data, args.benchmarks, args.limit)
+    tables = [table for its in benchmarks.values() for table in its]
     folder = Path(args.into or f"{args.student if Path(args.student).is_dir() else 'runs/' + args.student}-eval")
     judged_by = f"{args.judge} {args.judge_model}".strip() if args.judge != "rule" else judge and "given"
     if judged_by and judge is None:
-        from judge import Server
-
         judge = Server(args.judge, args.judge_model)
-    kept = folder / "settings.json"
-    settings = json.loads(kept.read_text()) if kept.is_file() else None
     if not args.score_only:
-        settings = ask_benchmarks(args, tables, folder, settings)
-    elif not settings:
-        raise UserError(f"{kept}: no such file; run once without --score-only")
+        ask_benchmarks(args, tables, folder)
+    elif not (folder / "settings.json").is_file():
+        raise UserError(f"{folder}/settings.json: no such file; run once without --score-only")
+    settings = json.loads((folder / "settings.json").read_text())
+    found = {table.name: read_predictions(table, settings, folder) for table in tables}
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not args.score_only:
-        for name, table in tables.items():
-            found = read_predictions(folder, name, run_key(settings, table.md5))[0]
-            if any(row["index"] not in found for row in chosen(name, table, args.limit)):
-                print(f"{name}: other ranks are still at work; the last one writes the results (or --score-only does)")
-                return None
+        for table in tables:
+            if any(row["index"] not in found[table.name][0] for row in table.rows):
+                print(f"{table.name}: other ranks are at work; the last one writes the results (or --score-only does)")
+                return
     judge = judge and Remembering(judge, judged_by, folder / "judge.jsonl")
     results, items, draws = {}, [], []
-    for title in (n for n in BENCHMARKS if set(BENCHMARKS[n]) <= tables.keys()):
-        results[title], units, drawn = measure(title, tables, settings, folder, args, judge)
+    for title, its in benchmarks.items():
+        results[title], units, drawn = measure(title, its, found, args.rules, judge)
         items, draws = items + units, draws + [drawn] * bool(units)
     scores = {n: r["score"] for n, r in results.items() if r["score"] is not None}
-    total = dict(count=len(scores), score=mean(list(scores.values())), of=list(scores), interval=None)
+    total = dict(count=len(scores), score=bm.mean(list(scores.values())), of=list(scores), interval=None)
     if draws:
-        total["interval"] = [100 * float(x) for x in np.quantile(np.mean(draws, 0), [0.025, 0.975])]
+        total["interval"] = [100 * x for x in middle(np.mean(draws, 0))]
     out = dict(mean=total, benchmarks=results, rules=args.rules, judge=judged_by, limit=args.limit, settings=settings)
     out["run"] = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
     write(folder / "items.jsonl", "".join(json.dumps(x) + "\n" for x in items))
     write(folder / "results.json", json.dumps(out, indent=1, ensure_ascii=False) + "\n")
     write(folder / "results.md", markdown(out))
     for name, r in results.items():
-        found = "n/a"
+        line = "n/a"
         if r["score"] is not None:
             low, high = r["interval"]
-            found = f"{r['score']:.2f}  95 % {low:.2f} to {high:.2f}  unparsed {r['unparsed']:.3f}"
-        print(f"{name}: {found}  n {r['n']}")
+            line = f"{r['score']:.2f}  95 % {low:.2f} to {high:.2f}  unparsed {r['unparsed']:.3f}"
+        print(f"{name}: {line}  n {r['n']}")
     print(f"mean of {len(scores)}: {round(total['score'], 2) if scores else 'n/a'}  ({time.time() - began:.1f} s)")
     print(f"results: {folder}/results.md")
-    return out
 
 
 # ------------------------------------------------------------------------------------------------ comparing
@@ -793,8 +762,7 @@ def main(judge=None) -> None:
         raise UserError("--draws, --limit, --check: at least 0; --questions, --max-new-tokens, --batch: at least 1")
     if args.benchmarks:
         args.limit = args.limit or PRESETS[args.preset]
-        run_benchmarks(args, judge)
-        return
+        return run_benchmarks(args, judge)
     if args.score_only or Path(args.data or "no").is_dir():
         raise UserError("--benchmarks is missing: all, or some of " + ",".join(BENCHMARKS))
     if args.data:
