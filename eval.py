@@ -374,30 +374,28 @@ PAPER = {  # the paper's 7B student (arXiv 2510.19307), measured by its authors'
 }
 
 
+def score_cells(r: dict, digits: int) -> list[str]:
+    """Score and interval as texts; n/a where there is none."""
+    if r["score"] is None:
+        return ["n/a", ""]
+    low, high = r["interval"]
+    return [f"{r['score']:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"]
+
+
 def markdown(out: dict) -> str:
     """results.md: one line a benchmark in the paper's order, the paper's numbers beside ours, then everything else."""
-    lines = ["| benchmark | score | 95 % | counted | unparsed | cut off | tokens | " + " | ".join(PAPER) + " |"]
-    lines += ["|---" * (7 + len(PAPER)) + "|"]
-    for place, name in enumerate(BENCHMARKS):
-        r, cells = out["benchmarks"].get(name), ["n/a", *[""] * 5]
-        if r and r["score"] is not None:
-            low, high = r["interval"]
-            cells = [f"{r['score']:.1f}", f"{low:.1f} to {high:.1f}", str(r["n"])]
-            cells += [f"{r['unparsed']:.3f}", f"{r['cut_off']:.3f}", f"{r['tokens']:.0f}"]
-        lines.append("| " + " | ".join([name, *cells, *(str(x[place]) for x in PAPER.values())]) + " |")
-    m, cells = out["mean"], ["n/a", ""]
-    if m["count"]:
-        cells = [f"{m['score']:.1f}", f"{m['interval'][0]:.1f} to {m['interval'][1]:.1f}"]
-    cells = [f"mean of {m['count']}", *cells, *[""] * 4, *(f"{np.mean(x):.1f}" for x in PAPER.values())]
-    lines += [
-        "| " + " | ".join(cells) + " |",
-        "",
-        "The last columns are reported elsewhere: the paper's 7B student,",
-    ]
-    lines += [
-        "mean of 14, another evaluator. Only runs of this one compare. n/a: no file, no answers, or no judge.",
-        "",
-    ]
+    table = [["benchmark", "score", "95 %", "counted", "unparsed", "cut off", "tokens", *PAPER]]
+    table.append(["---"] * len(table[0]))
+    for name, reported in zip(BENCHMARKS, zip(*PAPER.values(), strict=True), strict=True):
+        r, rest = out["benchmarks"].get(name, {"score": None}), [""] * 4
+        if r["score"] is not None:
+            rest = [r["n"], f"{r['unparsed']:.3f}", f"{r['cut_off']:.3f}", f"{r['tokens']:.0f}"]
+        table.append([name, *score_cells(r, 1), *rest, *reported])
+    means = [f"{np.mean(x):.1f}" for x in PAPER.values()]
+    table.append([f"mean of {out['mean']['count']}", *score_cells(out["mean"], 1), *[""] * 4, *means])
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in table]
+    lines += ["", "The last columns are reported elsewhere: the paper's 7B student, mean of 14, another evaluator."]
+    lines += ["Only runs of this one compare. n/a: no file, no answers, or no judge.", ""]
     for r in out["benchmarks"].values():
         for file, found in r["files"].items():
             lines += [f"- {file}: {json.dumps(record)}" for record in found["records"]]
@@ -491,12 +489,9 @@ def run_benchmarks(args, judge=None) -> None:
     write(folder / "results.json", json.dumps(out, indent=1, ensure_ascii=False) + "\n")
     write(folder / "results.md", markdown(out))
     for name, r in results.items():
-        line = "n/a"
-        if r["score"] is not None:
-            low, high = r["interval"]
-            line = f"{r['score']:.2f}  95 % {low:.2f} to {high:.2f}  unparsed {r['unparsed']:.3f}"
-        print(f"{name}: {line}  n {r['n']}")
-    print(f"mean of {len(scores)}: {round(total['score'], 2) if scores else 'n/a'}  ({time.time() - began:.1f} s)")
+        unparsed = "" if r["score"] is None else f"  unparsed {r['unparsed']:.3f}"
+        print(f"{name}: {'  95 % '.join(filter(None, score_cells(r, 2)))}{unparsed}  n {r['n']}")
+    print(f"mean of {len(scores)}: {score_cells(total, 2)[0]}  ({time.time() - began:.1f} s)")
     print(f"results: {folder}/results.md")
 
 
@@ -525,28 +520,20 @@ def holm(ps: dict[str, float]) -> dict[str, float]:
 
 
 def load_run(folder: Path) -> tuple[dict, dict]:
-    """(what must agree, {benchmark: {unit: {score, cluster, weight}}}) of a folder with benchmark results, or of a run
+    """(what must agree, {(benchmark, unit): {score, cluster, weight}}) of a folder with benchmark results, or of a run
     of train.py (its held-out questions, greedy). Raises UserError naming the folder.
     """
     if (folder / "items.jsonl").is_file() and (folder / "results.json").is_file():
         out = json.loads((folder / "results.json").read_text())
-        same = {k: v for k, v in out["settings"].items() if k != "weights"} | dict(
-            rules=out["rules"], judge=out["judge"]
-        )
+        same = out["settings"] | dict(weights=None, rules=out["rules"], judge=out["judge"])
         same["data"] = {f: x["md5"] for r in out["benchmarks"].values() for f, x in r["files"].items()}
-        rows = [json.loads(x) for x in (folder / "items.jsonl").read_text().splitlines()]
-    elif (folder / "answers.jsonl").is_file():
-        config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-        same = {k: config.get(k) for k in ("data", "judge", "ask_prefix")}
-        rows = [json.loads(x) for x in (folder / "answers.jsonl").read_text().splitlines()]
-        rows = [dict(unit=r["question"], score=r["greedy"]) for r in rows if r["who"] == "after"]
-        rows = [r | dict(benchmark="questions", cluster=r["unit"], weight=1) for r in rows]
-    else:
+        return same, {(r["benchmark"], r["unit"]): r for r in read_lines(folder / "items.jsonl")[0]}
+    if not (folder / "answers.jsonl").is_file():
         raise UserError(f"{folder}: neither results.json with items.jsonl (eval.py --benchmarks) nor answers.jsonl")
-    out = {}
-    for r in rows:
-        out.setdefault(r["benchmark"], {})[r["unit"]] = r
-    return same, out
+    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    rows = [r for r in read_lines(folder / "answers.jsonl")[0] if r["who"] == "after"]
+    units = {("questions", r["question"]): dict(score=r["greedy"], cluster=r["question"], weight=1) for r in rows}
+    return {k: config.get(k) for k in ("data", "judge", "ask_prefix")}, units
 
 
 def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:
@@ -559,27 +546,26 @@ def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:
         for key in same.keys() | other.keys():
             if same.get(key) != other.get(key):
                 raise UserError(f"{path}: {key} differs from that of {first}: {other.get(key)}, {same.get(key)}")
-        for name in units.keys() | theirs.keys():
-            if units.get(name, {}).keys() != theirs.get(name, {}).keys():
-                raise UserError(f"{path}: {name} was not measured on the same questions as in {first}")
+        if odd := units.keys() ^ theirs.keys():
+            raise UserError(f"{path}: {min(odd)[0]} was not measured on the same questions as in {first}")
     out, all_draws = {}, []
-    for name, rows in units.items():
-        ids = sorted(rows)
-        cluster, weight = [str(rows[u]["cluster"]) for u in ids], np.array([rows[u]["weight"] for u in ids], float)
-        weight *= len(ids) / weight.sum()
-        x = {path: np.array([runs[path][1][name][u]["score"] for u in ids], float) for path in runs}
+    for name in dict.fromkeys(name for name, _ in units):
+        ids = sorted(unit for of, unit in units if of == name)
+        cluster, weight = ([units[name, u][k] for u in ids] for k in ("cluster", "weight"))
+        weight = np.array(weight) * len(ids) / sum(weight)
+        x = {path: np.array([theirs[name, u]["score"] for u in ids], float) for path, (_, theirs) in runs.items()}
         a, b = (np.mean([x[path] for path in side], 0) for side in (side_a, side_b))
         d = b - a
         found = boot_means(d, cluster, weight, draws)
-        won, lost = [u for u, v in zip(ids, d, strict=True) if v > 0], [u for u, v in zip(ids, d, strict=True) if v < 0]
-        binary = set(np.concatenate([a, b])) <= {0.0, 1.0}
+        won, lost = ([u for u, v in zip(ids, sign * d, strict=True) if v > 0] for sign in (1, -1))
+        binary = set(a) | set(b) <= {0.0, 1.0}
         share = float(np.mean(d**2)) or 0.15  # no pair differs: as if 15 % did
         out[name] = dict(
-            a=over_seeds([100 * float(np.mean(x[p] * weight)) for p in side_a]),
-            b=over_seeds([100 * float(np.mean(x[p] * weight)) for p in side_b]),
+            a=over_seeds([100 * average(x[path] * weight) for path in side_a]),
+            b=over_seeds([100 * average(x[path] * weight) for path in side_b]),
             n=len(ids),
-            difference=100 * float(np.mean(d * weight)),
-            interval=[100 * float(np.quantile(found, q)) for q in (0.025, 0.975)],
+            difference=100 * average(d * weight),
+            interval=[100 * x for x in middle(found)],
             p=mcnemar(len(won), len(lost)) if binary else sign_flips(d * weight, cluster),
             won=len(won),
             lost=len(lost),
@@ -591,8 +577,8 @@ def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:
     for name, p in holm({name: r["p"] for name, r in out.items()}).items():
         out[name]["holm"] = p
     if len(out) > 1:
-        low, high = (100 * float(np.quantile(np.mean(all_draws, 0), q)) for q in (0.025, 0.975))
-        out["mean"] = dict(difference=float(np.mean([r["difference"] for r in out.values()])), interval=[low, high])
+        interval = [100 * x for x in middle(np.mean(all_draws, 0))]
+        out["mean"] = dict(difference=average([r["difference"] for r in out.values()]), interval=interval)
     return out
 
 
@@ -631,8 +617,7 @@ def write_samples(folder: Path, samples: list[tuple]) -> None:
             text = r["text"].replace("|", "/").replace("\n", " ")
             out.append(f"| {r['who']} | {text} | {r.get('similarity', '-')} | {r['answer']} |")
         out.append("")
-    (folder / "samples.md.part").write_text("\n".join(out))
-    (folder / "samples.md.part").replace(folder / "samples.md")
+    write(folder / "samples.md", "\n".join(out))
 
 
 def draw_curves(folder: Path, rows: list[dict], validations: list[dict]) -> None:
@@ -695,8 +680,8 @@ def start_and_end(rows: list[dict]) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------ calibration
 def calibrate(path: str, names: list[str]) -> None:
     """Prints each judge's agreement with labelled lines {question, answer, response, label}, then that of each pair."""
-    rows, pairs, labels, found = read_jsonl(path, ("question", "answer", "response", "label")), [], [], {}
-    for where, row in rows:
+    pairs, labels, found = [], [], {}
+    for where, row in read_jsonl(path, ("question", "answer", "response", "label")):
         if row["label"] not in (0, 1) or not all(isinstance(row[k], str) for k in ("question", "answer", "response")):
             raise UserError(f"{where}: question, answer and response must be texts, label 0 or 1")
         pairs.append((Question(where, (), row["question"], row["answer"]), row["response"]))
@@ -708,10 +693,9 @@ def calibrate(path: str, names: list[str]) -> None:
     for i, (name, verdicts) in enumerate(found.items()):
         for against, truth in [("the labels", labels), *list(found.items())[:i]]:
             n = agreement(truth, verdicts)
-            parts = (("accuracy", "right", "n"), ("false positives", "false_positives", "negatives"))
-            for what, part, whole in (*parts, ("false negatives", "false_negatives", "positives")):
+            for part, whole in (("right", "n"), ("false_positives", "negatives"), ("false_negatives", "positives")):
                 low, high = wilson(n[part], n[whole])
-                share = n[part] / max(n[whole], 1)
+                what, share = part.replace("right", "accuracy").replace("_", " "), n[part] / max(n[whole], 1)
                 print(f"{name} against {against}: {what} {n[part]}/{n[whole]} = {share:.3f} [{low:.3f}, {high:.3f}]")
 
 
@@ -735,9 +719,8 @@ def main(judge=None) -> None:
     parser.add_argument("--rules", default="2025-10", choices=RULES, help="whose scoring [2025-10]")
     parser.add_argument("--prompt", default="kit", choices=PROMPTS, help="prompt style [kit]")
     parser.add_argument("--suffix", default="", help="text behind every prompt, such as the one of training")
-    parser.add_argument("--min-pixels", type=int, default=0, help="a picture's [as in training]")
-    parser.add_argument("--max-pixels", type=int, default=0, help="a picture's [as in training]")
-    parser.add_argument("--max-tiles", type=int, default=0, help="a picture's [as in training]")
+    for limit in ("--min-pixels", "--max-pixels", "--max-tiles"):
+        parser.add_argument(limit, type=int, default=0, help="a picture's [as in training]")
     parser.add_argument("--batch", type=int, default=64, help="questions answered together")
     parser.add_argument("--check", type=int, default=8, help="first questions to answer alone and in a batch; 0: none")
     parser.add_argument("--dtype", default="", choices=("", "fp32", "bf16"), help="[bf16 on a GPU, else fp32]")
@@ -745,17 +728,17 @@ def main(judge=None) -> None:
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two runs, or two comma lists of seeds")
     parser.add_argument("--calibrate", default="", help="JSONL of labelled responses: how good is --judge A[,B]?")
     args = parser.parse_args()
+    into = Path(args.into) if args.into else None
     if args.calibrate:
         return calibrate(args.calibrate, args.judge.split(","))
     if args.compare:
-        sides = [[Path(x) for x in side.split(",") if x] for side in args.compare]
-        found = compare(*sides)
+        found = compare(*([Path(x) for x in side.split(",") if x] for side in args.compare))
         show_comparison(found)
-        if args.into:
-            Path(args.into).mkdir(parents=True, exist_ok=True)
-            write(Path(args.into) / "compare.json", json.dumps(found, indent=1) + "\n")
+        if into:
+            into.mkdir(parents=True, exist_ok=True)
+            write(into / "compare.json", json.dumps(found, indent=1) + "\n")
         return
-    if not args.student and not (args.score_only and args.into):
+    if not args.student and not (args.score_only and into):
         raise UserError("--student is missing: give a folder such as runs/demo/student")
     args.max_new_tokens = args.max_new_tokens or (2048 if args.benchmarks else 40)
     if args.draws < 0 or min(args.questions, args.max_new_tokens, args.batch) < 1 or min(args.limit, args.check) < 0:
@@ -772,16 +755,14 @@ def main(judge=None) -> None:
         questions = world_questions("test" if args.part == "all" else args.part, args.questions)
     from model import load
 
-    judge = Judge(args.judge)
-    result = evaluate(load(args.student), questions, judge, args.max_new_tokens, args.draws, args.seed)
+    result = evaluate(load(args.student), questions, Judge(args.judge), args.max_new_tokens, args.draws, args.seed)
     del result["texts"]
     answers = result.pop("answers")
-    if args.into:
-        into = Path(args.into)
+    if into:
         into.mkdir(parents=True, exist_ok=True)
-        (into / "answers.jsonl").write_text("".join(json.dumps(dict(who="after", **row)) + "\n" for row in answers))
+        write(into / "answers.jsonl", "".join(json.dumps(dict(who="after", **row)) + "\n" for row in answers))
         summary = {f"{name}_after": value for name, value in result.items()} | {"seconds": {}}
-        (into / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        write(into / "summary.json", json.dumps(summary, indent=1) + "\n")
     for name, value in result.items():
         print(f"{name}: {json.dumps(value)}")
 
