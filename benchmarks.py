@@ -18,12 +18,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_uppercase
-from typing import TYPE_CHECKING
 
 from data import UserError, open_picture, seed_of
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 # ------------------------------------------------------------------------------------------------ what they are
 FILES = {  # public file -> (our name for the benchmark, how an item is scored, the first digits of its md5, rows)
@@ -142,9 +138,9 @@ class Table:
         tab = self.path.suffix == ".tsv"
         return self.row(next(csv.reader(io.StringIO(text, newline=""), delimiter="\t")) if tab else text)["image"]
 
-    def pictures(self, index: str) -> "list[Image.Image]":
-        """A row's pictures as RGB: its cell holds base64, a path beside the file, a list of either, or the index of the
-        row that has them. Raises UserError naming file and row.
+    def pictures(self, index: str) -> list:
+        """A row's pictures (PIL, RGB): its cell holds base64, a path beside the file, a list of either, or the index of
+        the row that has them. Raises UserError naming file and row.
         """
         cell, out = self.cell(index), []
         cell = self.cell(cell) if isinstance(cell, str) and cell in self.places else cell
@@ -386,11 +382,11 @@ def score_item(benchmark: str, row: dict, prediction: str, rules: str = "2025-10
         return dict(score=float(any(match)), extracted=said, needs_judge=False, match=match)
     if kind == "math":
         prefetch, right = math_answer(row, text, rules)
-        needs = not prefetch  # a right 0 counts as not found too
-        if reply is not None and needs:
+        found = prefetch
+        if reply is not None and not prefetch:  # a right 0 counts as not found too
             found, right = math_answer(row, reply, rules)
-            return dict(score=float(right), extracted=found, needs_judge=False, prefetch=prefetch)
-        return dict(score=float(right), extracted=prefetch, needs_judge=needs, prefetch=prefetch)
+        needs = reply is None and not prefetch
+        return dict(score=float(right), extracted=found, needs_judge=needs, prefetch=prefetch)
     if kind == "grade":
         grade = None if reply is None else grade_of(benchmark, reply)
         return dict(score=grade, extracted=False if grade is None else grade, needs_judge=grade is None)
@@ -429,51 +425,42 @@ def mean(values: list, times: float = 1.0) -> float | None:
     return sum(values) / len(values) * times if values and None not in values else None
 
 
+def part(units: list[tuple[dict, float]], column: str, name: str, times: float = 1.0) -> float | None:
+    """The mean score of the units whose row has this in a column."""
+    return mean([x for row, x in units if cell(row, column) == name], times)
+
+
 def by_ability(units: list[tuple[dict, float]]) -> list[dict]:
     """One record a split: Overall, then each l2-category and category (MMBench's shortened)."""
     records = []
-    for split in sorted({cell(row, "split") or "none" for row, _ in units}):
-        here = [(row, x) for row, x in units if (cell(row, "split") or "none") == split]
-        record = {"split": split, "Overall": mean([x for _, x in here])}
+    for split in sorted({cell(row, "split") for row, _ in units}, key=lambda x: x or "none"):
+        here = [(row, x) for row, x in units if cell(row, "split") == split]
+        record = {"split": split or "none", "Overall": mean([x for _, x in here])}
         for column in ("l2-category", "category"):
-            for name in sorted({cell(row, column) for row, _ in units} - {""}):
-                record[ABILITIES.get(name, name)] = mean([x for row, x in here if cell(row, column) == name])
+            names = sorted({cell(row, column) for row, _ in units} - {""})
+            record |= {ABILITIES.get(name, name): part(here, column, name) for name in names}
         records.append(record)
     return records
 
 
-def score_rows(benchmark: str, rows: list[dict], predictions: list[str], rules: str = "2025-10", judge=None) -> list:
+def records_of(benchmark: str, rows: list[dict], scores: list) -> list[dict]:
     """A file's records, as the toolkit reports them: [{split, Overall, abilities ...}] in [0, 1].
 
     ChartQA: one record in percent with both halves. MM-Vet: [{Category, tot, acc}] in percent, acc None without a
     judge. BLINK gets a second record without the relabelled sub-task, where it has that one.
     """
-    return records_of(benchmark, rows, [x["score"] for x in score_all(benchmark, rows, predictions, rules, judge)])
-
-
-def score_all(benchmark: str, rows: list[dict], predictions: list[str], rules: str, judge=None) -> list[dict]:
-    """score_item of every row; the judge (judge.Server or the like) is asked for what the rules cannot say."""
-    pairs = list(zip(rows, predictions, strict=True))
-    replies = judge_replies(benchmark, pairs, rules, judge) if judge else [None] * len(pairs)
-    return [score_item(benchmark, row, said, rules, r) for (row, said), r in zip(pairs, replies, strict=True)]
-
-
-def records_of(benchmark: str, rows: list[dict], scores: list) -> list[dict]:
-    """The records of `score_rows`, from the rows' scores."""
     kind, units = kind_of(benchmark), units_of(benchmark, rows, scores)
     if kind == "chart":
         halves = dict.fromkeys(cell(row, "split") for row in rows if cell(row, "split"))
-        record = {h: mean([x for row, x in units if cell(row, "split") == h], 100) for h in halves}
-        return [record | {"Overall": mean(scores, 100)}]
+        return [{half: part(units, "split", half, 100) for half in halves} | {"Overall": mean(scores, 100)}]
     if kind == "grade":
-        records = []
+        parts = {}
         for name in ("rec", "ocr", "know", "gen", "spat", "math", "seq"):
-            part = [x for row, x in units if name in cell(row, "category")]
+            parts[name] = [x for row, x in units if name in cell(row, "category")]
             if file_of(benchmark) == "MMVet":  # the toolkit counts items with this capability alone twice
-                part += [x for row, x in units if name == cell(row, "category")]
-            if part:
-                records.append({"Category": name, "tot": len(part), "acc": mean(part, 100)})
-        return [*records, {"Category": "Overall", "tot": len(scores), "acc": mean(scores, 100)}]
+                parts[name] += [x for row, x in units if name == cell(row, "category")]
+        parts["Overall"] = scores
+        return [{"Category": name, "tot": len(xs), "acc": mean(xs, 100)} for name, xs in parts.items() if xs]
     records = by_ability(units)
     if file_of(benchmark) == "BLINK" and any(cell(row, "category") == RELABELLED for row in rows):
         rest = by_ability([(row, x) for row, x in units if cell(row, "category") != RELABELLED])
@@ -481,6 +468,27 @@ def records_of(benchmark: str, rows: list[dict], scores: list) -> list[dict]:
     return records
 
 
+def score_rows(benchmark: str, rows: list[dict], predictions: list[str], rules: str = "2025-10", judge=None) -> list:
+    """The records of a file: see records_of and score_all."""
+    return records_of(benchmark, rows, [x["score"] for x in score_all(benchmark, rows, predictions, rules, judge)])
+
+
+def score_all(benchmark: str, rows: list[dict], predictions: list[str], rules: str, judge=None) -> list[dict]:
+    """score_item of every row; the judge (judge.Server or the like) is asked for what the rules of MM-Vet and MathVista
+    cannot say. A grade that is none is asked for anew at temperatures 0.5, 1, 1.5 and 2, as in the toolkit; then it is
+    a 0.
+    """
+    items = [score_item(benchmark, row, said, rules) for row, said in zip(rows, predictions, strict=True)]
+    for attempt in range(6) if judge and kind_of(benchmark) in ("grade", "math") else ():
+        todo = [i for i, x in enumerate(items) if x["needs_judge"]]
+        chats = [judge_chat(benchmark, rows[i], predictions[i]) for i in todo]
+        replies = judge.ask(chats, 64, attempt * 0.5) if chats and attempt < 5 else ["0"] * len(todo)
+        for i, reply in zip(todo, replies, strict=True):
+            items[i] = score_item(benchmark, rows[i], predictions[i], rules, reply)
+    return items
+
+
+# ------------------------------------------------------------------------------------------------ asking a judge
 GRADE = """Give a grade to an answer about a picture. You see the question, the reference answer and the answer, not
 the picture. In the reference, <AND> joins parts that must all be said, <OR> joins parts of which one is enough. The
 grade is 0.0 (nothing is right), 0.1, 0.2 ... or 1.0 (all is right). Reply with the grade alone.
@@ -509,21 +517,3 @@ def judge_chat(benchmark: str, row: dict, said: str) -> list[dict]:
     else:
         text = f"{EXTRACT}Question: {question} | Response: {said} | Final answer:"
     return [{"role": "user", "content": text}]
-
-
-def judge_replies(benchmark: str, pairs: list[tuple[dict, str]], rules: str, judge) -> list[str | None]:
-    """The judge's reply to each (row, prediction), None where the rules suffice. A grade that is none is asked for anew
-    at temperatures 0.5, 1, 1.5 and 2, as in the toolkit; then it is a 0.
-    """
-    kind, out = kind_of(benchmark), [None] * len(pairs)
-    if kind not in ("grade", "math"):
-        return out
-    todo = [i for i, (row, said) in enumerate(pairs) if score_item(benchmark, row, said, rules)["needs_judge"]]
-    for attempt in range(5 if kind == "grade" else 1):
-        chats = [judge_chat(benchmark, *pairs[i]) for i in todo]
-        for i, reply in zip(todo, judge.ask(chats, 64, attempt * 0.5) if chats else [], strict=True):
-            out[i] = reply
-        todo = [i for i in todo if kind == "grade" and grade_of(benchmark, out[i]) is None]
-    for i in todo:
-        out[i] = "0"
-    return out

@@ -66,11 +66,6 @@ def middle(draws) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap(values, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` (one per question: questions are drawn, not single answers)."""
-    return middle(boot_means(values, draws=draws, seed=seed))
-
-
 def greedy_answers(student, prompts: list, names: list[str], max_new_tokens: int, max_rows: int) -> list:
     """The greedy Response to each Prompt, `max_rows` decoded at a time; names are the questions' ids."""
     from rollout import GREEDY, rollout
@@ -116,7 +111,7 @@ def evaluate(
     out["greedy_by_kind"] = {k: average([r["greedy"] for r in rows if r["kind"] == k]) for k in kinds}
     if draws:
         said, shares = [x for r in rows for x in r["said"]], [r["sampled"] for r in rows]
-        out |= dict(sampled=average(shares), sampled_interval=bootstrap(shares))
+        out |= dict(sampled=average(shares), sampled_interval=middle(boot_means(shares)))
         out |= dict(tokens=average([x["tokens"] for x in said]), cut_off=1 - average([x["finished"] for x in said]))
         out["entropy"] = average([-x for one in said for x in one["logps"]])  # nats per sampled token
         if kinds:
@@ -455,7 +450,7 @@ def find_tables(data: str, wanted: str, limit: int) -> dict[str, list[bm.Table]]
 
 def run_benchmarks(args, judge=None) -> None:
     """Ask and score, then write results.json, results.md and items.jsonl; where other ranks are still at work, the last
-    one does. `judge`: see bm.judge_replies.
+    one does. `judge`: see bm.score_all.
     """
     began, benchmarks = time.time(), find_tables(args.data, args.benchmarks, args.limit)
     tables = [table for its in benchmarks.values() for table in its]

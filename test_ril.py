@@ -713,7 +713,7 @@ def test_ids_come_back_paired_whatever_the_order():
 def test_intervals_equal_values_by_hand():
     low, high = ev.wilson(8, 10)
     assert abs(low - 0.4902) < 1e-3 and abs(high - 0.9433) < 1e-3
-    low, high = ev.bootstrap([0, 1] * 500)
+    low, high = ev.middle(ev.boot_means([0, 1] * 500))
     assert abs(low - 0.469) < 0.01 and abs(high - 0.531) < 0.01
 
 
