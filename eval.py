@@ -23,8 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import benchmarks as bm
-from benchmarks import BENCHMARKS, PROMPTS, RULES, prompt_of, score_item
-from benchmarks import score_rows as score_rows
+from benchmarks import BENCHMARKS, PROMPTS, RULES, prompt_of, score_item, score_rows  # noqa: F401 (eval.score_item ...)
 from data import (
     Flags,
     Question,
@@ -95,35 +94,27 @@ def evaluate(
         groups += [[r, *more] for r, more in zip(best, sampled, strict=True)]
     verdicts, rows = iter(judge.verdicts(mine, [r for group in groups for r in group])), []
     for q, (best, *group) in zip(mine, groups, strict=True):
-        row = dict(question=q.id, kind=q.meta.get("kind"), text=best.text, greedy=next(verdicts), said=[])
-        for r in group:
-            one = dict(
-                right=next(verdicts), look=look(q, r.text), tokens=len(r.ids), finished=r.finished, logps=r.logps
-            )
-            row["said"].append(one)
-        row["sampled"] = average([x["right"] for x in row["said"]]) if draws else None
-        rows.append(row)
+        row = dict(question=q.id, kind=q.meta.get("kind"), text=best.text, greedy=next(verdicts))
+        rows.append(row | dict(said=[(next(verdicts), look(q, r.text), r) for r in group]))
     rows = everyone(rows)
+    for row in rows:
+        row["sampled"] = bm.mean([right for right, _, _ in row["said"]])
     greedy, kinds = [r["greedy"] for r in rows], sorted({r["kind"] for r in rows if r["kind"]})
-    out = dict(questions=len(questions), greedy=average(greedy), texts={r["question"]: r["text"] for r in rows})
+    out = dict(questions=len(questions), greedy=bm.mean(greedy), texts={r["question"]: r["text"] for r in rows})
     out["answers"] = [{k: r[k] for k in ("question", "greedy", "sampled")} for r in rows]
     out["greedy_interval"] = wilson(sum(greedy), len(greedy))
-    out["greedy_by_kind"] = {k: average([r["greedy"] for r in rows if r["kind"] == k]) for k in kinds}
+    out["greedy_by_kind"] = {k: bm.mean([r["greedy"] for r in rows if r["kind"] == k]) for k in kinds}
     if draws:
-        said, shares = [x for r in rows for x in r["said"]], [r["sampled"] for r in rows]
-        out |= dict(sampled=average(shares), sampled_interval=middle(boot_means(shares)))
-        out |= dict(tokens=average([x["tokens"] for x in said]), cut_off=1 - average([x["finished"] for x in said]))
-        out["entropy"] = average([-x for one in said for x in one["logps"]])  # nats per sampled token
+        right, looks, said = zip(*(x for r in rows for x in r["said"]), strict=True)
+        shares = [r["sampled"] for r in rows]
+        out |= dict(sampled=bm.mean(shares), sampled_interval=middle(boot_means(shares)))
+        out |= dict(tokens=bm.mean([len(r.ids) for r in said]), cut_off=1 - bm.mean([r.finished for r in said]))
+        out["entropy"] = float(np.mean([-x for r in said for x in r.logps]))  # nats per sampled token
         if kinds:
-            looks = [x["look"] for x in said if x["look"] is not None]
-            out |= dict(looks=len(looks) / len(said), right_looks=average(looks or [0.0]))
-            out["right_look_and_answer"] = average([bool(x["look"] and x["right"]) for x in said])
+            out["looks"] = bm.mean([x is not None for x in looks])
+            out["right_looks"] = bm.mean([x for x in looks if x is not None]) or 0.0
+            out["right_look_and_answer"] = bm.mean([bool(x and v) for x, v in zip(looks, right, strict=True)])
     return out
-
-
-def average(values) -> float:
-    """The mean as a plain number."""
-    return float(np.mean(values))
 
 
 def auc(right, wrong) -> float:
@@ -307,31 +298,30 @@ def measure_file(table: bm.Table, found: dict, wrong: list[str], rules: str, jud
 
     A unit with a missing answer or an unreadable picture is left out of the mean and counted, never scored 0.
     """
-    name, out = table.name, dict(md5=table.md5, rows=table.count, torn=len(table.wrong))
-    bad = [found[r["index"]]["error"] for r in table.rows if "error" in found.get(r["index"], ())]
-    missing = [r["index"] for r in table.rows if r["index"] not in found]
-    lost = {bm.unit_of(name, r) for r in table.rows if "text" not in found.get(r["index"], ())}
+    name, mine = table.name, {r["index"]: found.get(r["index"], {}) for r in table.rows}
+    missing, bad = [k for k, x in mine.items() if not x], [x["error"] for x in mine.values() if "error" in x]
+    lost = {bm.unit_of(name, r) for r in table.rows if "text" not in mine[r["index"]]}
     rows = [r for r in table.rows if bm.unit_of(name, r) not in lost]
-    said = [found[r["index"]] for r in rows]
+    said = [mine[r["index"]] for r in rows]
     scored = bm.score_all(name, rows, [x["text"] for x in said], rules, judge)
+    final = bm.score_all(name, rows, [bm.final_answer(x["text"]) for x in said], rules)
     if judge is None and bm.kind_of(name) == "math":
         scored = [x | {"score": None} for x in scored]  # without a judge only part of the answers can be read
-    scores = [x["score"] for x in scored]
-    final = [score_item(name, r, bm.final_answer(x["text"]), rules)["score"] for r, x in zip(rows, said, strict=True)]
+    units, finals = (bm.units_of(name, rows, [x["score"] for x in it]) for it in (scored, final))
     *_, md5, count = bm.FILES[name]
     wrong = [*wrong, *table.wrong, *bad]
     if table.count != count:
         wrong.insert(0, f"{table.path}: {table.count} rows, the public file has {count}")
-    if md5 and table.md5[:8] != md5:
+    if not table.md5.startswith(md5):
         wrong.insert(0, f"{table.path}: md5 {table.md5[:8]}, the public file has {md5}")
     if missing:
         wrong.insert(0, f"{name}: {len(missing)} rows have no answer, such as {missing[0]}")
     for line in [*wrong[:8], *[f"{name}: {len(wrong) - 8} more, in results.json"] * (len(wrong) > 8)]:
         print(f"warning: {line}")
-    out |= dict(unreadable=len(bad), missing=len(missing), records=bm.records_of(name, rows, scores) if rows else [])
-    out["score_of_final_answers"] = bm.mean([x for _, x in bm.units_of(name, rows, final)], 100)
-    said = [p | {"read": x["extracted"] is not False} for p, x in zip(said, scored, strict=True)]
-    return out | {"wrong": wrong}, bm.units_of(name, rows, scores), said
+    out = dict(md5=table.md5, rows=table.count, torn=len(table.wrong), unreadable=len(bad), missing=len(missing))
+    out["records"] = bm.records_of(name, rows, [x["score"] for x in scored]) if rows else []
+    out |= dict(score_of_final_answers=bm.mean([x for _, x in finals], 100), wrong=wrong)
+    return out, units, [p | {"read": x["extracted"] is not False} for p, x in zip(said, scored, strict=True)]
 
 
 def measure(title: str, tables: list[bm.Table], found: dict, rules: str, judge=None) -> tuple[dict, list, np.ndarray]:
@@ -339,25 +329,24 @@ def measure(title: str, tables: list[bm.Table], found: dict, rules: str, judge=N
     files, units, said = {}, [], []
     for table in tables:
         files[table.name], counted, texts = measure_file(table, *found[table.name], rules, judge)
+        weight = 1 / max(1, len(counted)) / len(tables)
         for row, score in counted:
             unit = bm.unit_of(table.name, row)
             # what is drawn together: rows about one picture; the same question of MMMU-Pro's two files
             cluster = unit if len(tables) > 1 else table.twin[row["index"]]
-            one = dict(benchmark=title, unit=f"{table.name}:{unit}", cluster=cluster, score=score)
-            units.append(one | dict(weight=1 / len(counted) / len(tables)))
+            name = f"{table.name}:{unit}"
+            units.append(dict(benchmark=title, unit=name, cluster=cluster, score=score, weight=weight))
         said += texts
     result, values = dict(score=None, n=len(units), files=files), [u["score"] for u in units]
     if not units or None in values:
         return result, [], np.array([])
     weights, clusters = [u["weight"] for u in units], [u["cluster"] for u in units]
     draws, score, n = boot_means(values, clusters, weights), float(np.dot(values, weights)), len(set(clusters))
-    ends = middle(draws)
-    if draws.std() == 0 or (n == len(units) and set(values) <= {0, 1}):
-        ends = wilson(score * n, n)
-    result |= dict(score=100 * score, interval=[100 * x for x in ends], tokens=bm.mean([x["tokens"] for x in said]))
-    result |= dict(unparsed=bm.mean([not x["read"] for x in said]))
-    result |= dict(cut_off=bm.mean([not x["finished"] for x in said]))
-    return result, units, draws
+    alike = draws.std() == 0 or (n == len(units) and set(values) <= {0, 1})
+    low, high = wilson(score * n, n) if alike else middle(draws)
+    result |= dict(score=100 * score, interval=[100 * low, 100 * high], tokens=bm.mean([x["tokens"] for x in said]))
+    shares = dict(unparsed=[not x["read"] for x in said], cut_off=[not x["finished"] for x in said])
+    return result | {name: bm.mean(xs) for name, xs in shares.items()}, units, draws
 
 
 # ------------------------------------------------------------------------------------------------ results
@@ -556,10 +545,10 @@ def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:
         binary = set(a) | set(b) <= {0.0, 1.0}
         share = float(np.mean(d**2)) or 0.15  # no pair differs: as if 15 % did
         out[name] = dict(
-            a=over_seeds([100 * average(x[path] * weight) for path in side_a]),
-            b=over_seeds([100 * average(x[path] * weight) for path in side_b]),
+            a=over_seeds([100 * float(np.mean(x[path] * weight)) for path in side_a]),
+            b=over_seeds([100 * float(np.mean(x[path] * weight)) for path in side_b]),
             n=len(ids),
-            difference=100 * average(d * weight),
+            difference=100 * float(np.mean(d * weight)),
             interval=[100 * x for x in middle(found)],
             p=mcnemar(len(won), len(lost)) if binary else sign_flips(d * weight, cluster),
             won=len(won),
@@ -573,7 +562,7 @@ def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:
         out[name]["holm"] = p
     if len(out) > 1:
         interval = [100 * x for x in middle(np.mean(all_draws, 0))]
-        out["mean"] = dict(difference=average([r["difference"] for r in out.values()]), interval=interval)
+        out["mean"] = dict(difference=bm.mean([r["difference"] for r in out.values()]), interval=interval)
     return out
 
 
