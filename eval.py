@@ -703,8 +703,9 @@ def main(judge=None) -> None:
     parser.add_argument("--rules", default="2025-10", choices=RULES, help="whose scoring [2025-10]")
     parser.add_argument("--prompt", default="kit", choices=PROMPTS, help="prompt style [kit]")
     parser.add_argument("--suffix", default="", help="text behind every prompt, such as the one of training")
-    for limit in ("--min-pixels", "--max-pixels", "--max-tiles"):
-        parser.add_argument(limit, type=int, default=0, help="a picture's [as in training]")
+    parser.add_argument("--min-pixels", type=int, default=0, help="a picture's [as in training]")
+    parser.add_argument("--max-pixels", type=int, default=0, help="a picture's [as in training]")
+    parser.add_argument("--max-tiles", type=int, default=0, help="a picture's [as in training]")
     parser.add_argument("--batch", type=int, default=64, help="questions answered together")
     parser.add_argument("--check", type=int, default=8, help="first questions to answer alone and in a batch; 0: none")
     parser.add_argument("--dtype", default="", choices=("", "fp32", "bf16"), help="[bf16 on a GPU, else fp32]")
