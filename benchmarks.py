@@ -18,61 +18,30 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_uppercase
-from typing import TYPE_CHECKING
 
 from data import UserError, open_picture, seed_of
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 # ------------------------------------------------------------------------------------------------ what they are
-KINDS = {  # how the public toolkit's file names begin -> how an item is scored
-    "AI2D": "letter",
-    "ChartQA": "chart",
-    "MathVista": "math",
-    "MMBench": "circular",
-    "MMVet": "grade",
-    "mm-vet-v2": "grade",
-    "MMMU": "mmmu",
-    "MMStar": "letter",
-    "BLINK": "letter",
-    "SEEDBench": "letter",
-    "RealWorldQA": "letter",
+FILES = {  # public file -> (our name for the benchmark, how an item is scored, the first digits of its md5, rows)
+    "AI2D_TEST": ("ai2d", "letter", "0f593e0d", 3088),
+    "ChartQA_TEST": ("chartqa", "chart", "c902e0aa", 2500),
+    "MathVista_MINI": ("mathvista", "math", "f199b98e", 1000),
+    "MMBench_DEV_EN": ("mmb", "circular", "b6caf113", 4329),  # MMBench's and SEED's rows are from papers
+    "MMBench_DEV_CN": ("mmb-cn", "circular", "08b8fc33", 4329),
+    "MMVet": ("mmvet", "grade", "748aa6d4", 218),
+    "mm-vet-v2": ("mmvet2", "grade", "", 517),
+    "MMMU_DEV_VAL": ("mmmu", "mmmu", "585e8ad7", 1050),
+    "MMMU_Pro_10c": ("mmmu-pro", "mmmu", "22cee868", 1730),
+    "MMMU_Pro_V": ("mmmu-pro", "mmmu", "d01441a8", 1730),
+    "MMStar": ("mmstar", "letter", "e1ecd214", 1500),
+    "BLINK": ("blink", "letter", "d5e8af14", 1901),  # 3b6649b6 has the old labels of Relative_Reflectance
+    "SEEDBench_IMG": ("seed", "letter", "68017231", 14232),
+    "SEEDBench2_Plus": ("seed2+", "letter", "e32d3216", 2277),
+    "RealWorldQA": ("rwqa", "letter", "4de008f5", 765),
 }
-BENCHMARKS = {  # our names in the paper's order -> the public files; the score is the mean of the files' scores
-    "ai2d": ("AI2D_TEST",),
-    "chartqa": ("ChartQA_TEST",),
-    "mathvista": ("MathVista_MINI",),
-    "mmb": ("MMBench_DEV_EN",),
-    "mmb-cn": ("MMBench_DEV_CN",),
-    "mmvet": ("MMVet",),
-    "mmvet2": ("mm-vet-v2",),
-    "mmmu": ("MMMU_DEV_VAL",),
-    "mmmu-pro": ("MMMU_Pro_10c", "MMMU_Pro_V"),
-    "mmstar": ("MMStar",),
-    "blink": ("BLINK",),
-    "seed": ("SEEDBench_IMG",),
-    "seed2+": ("SEEDBench2_Plus",),
-    "rwqa": ("RealWorldQA",),
-}
+# our names in the paper's order -> the public files; the score is the mean of the files' scores
+BENCHMARKS = {name: [file for file, x in FILES.items() if x[0] == name] for name, *_ in FILES.values()}
 RULES = ("2025-10", "head")  # the toolkit's rules of October 2025, and its newest (August 2026)
-FILES = {  # public file -> (the first digits of its md5, rows; of MMBench and SEED these are from papers)
-    "AI2D_TEST": ("0f593e0d", 3088),
-    "ChartQA_TEST": ("c902e0aa", 2500),
-    "MathVista_MINI": ("f199b98e", 1000),
-    "MMBench_DEV_EN": ("b6caf113", 4329),
-    "MMBench_DEV_CN": ("08b8fc33", 4329),
-    "MMVet": ("748aa6d4", 218),
-    "mm-vet-v2": ("", 517),
-    "MMMU_DEV_VAL": ("585e8ad7", 1050),
-    "MMMU_Pro_10c": ("22cee868", 1730),
-    "MMMU_Pro_V": ("d01441a8", 1730),
-    "MMStar": ("e1ecd214", 1500),
-    "BLINK": ("d5e8af14", 1901),  # 3b6649b6 has the old labels of Relative_Reflectance
-    "SEEDBench_IMG": ("68017231", 14232),
-    "SEEDBench2_Plus": ("e32d3216", 2277),
-    "RealWorldQA": ("4de008f5", 765),
-}
 PROMPTS = ("kit", "direct", "bare")
 LETTER = "Answer directly with the option letter from the given choices. "
 DIRECT = {  # (has options, is Chinese) -> the last line
@@ -83,13 +52,18 @@ DIRECT = {  # (has options, is Chinese) -> the last line
 }
 
 
-def kind_of(benchmark: str) -> str:
-    """How a benchmark is scored, from our name or the toolkit's. Raises UserError for any other."""
-    name = BENCHMARKS.get(benchmark, (benchmark,))[0]
-    for start, kind in KINDS.items():
-        if name.startswith(start):
-            return kind
+def file_of(benchmark: str) -> str:
+    """The public file that a name means: ours, the file's, or that of a variant (MMMU_Pro_V_COT). UserError: none."""
+    name = BENCHMARKS.get(benchmark, [benchmark])[0]
+    for file in FILES:
+        if name.startswith(file):
+            return file
     raise UserError(f"benchmark {benchmark!r}: unknown; there are {', '.join(BENCHMARKS)}")
+
+
+def kind_of(benchmark: str) -> str:
+    """How a benchmark is scored: letter, circular, mmmu, chart, math or grade. Raises UserError for an unknown one."""
+    return FILES[file_of(benchmark)][1]
 
 
 def cell(row: dict, name: str) -> str:
@@ -137,6 +111,21 @@ class Table:
     twin: dict = field(default_factory=dict)
     header: list[str] = field(default_factory=list)
     md5: str = ""
+    count: int = 0  # of rows, before `choose`
+
+    @property
+    def name(self) -> str:
+        """The public file's name."""
+        return self.path.stem
+
+    def row(self, record: str | list) -> dict:
+        """The row that a line of JSON or a list of cells holds. Raises ValueError for a torn one."""
+        if isinstance(record, list) and len(record) != len(self.header):
+            raise ValueError(f"torn, {len(record)} of {len(self.header)} cells")
+        row = json.loads(record) if isinstance(record, str) else dict(zip(self.header, record, strict=True))
+        if "image_path" in row and "image" not in row:
+            row["image"] = row.pop("image_path")
+        return row
 
     def cell(self, index: str):
         """A row's picture cell, read from the file now."""
@@ -146,96 +135,79 @@ class Table:
         with self.path.open("rb") as file:
             file.seek(place[0])
             text = file.read(place[1]).decode("utf-8-sig", "replace")
-        if self.path.suffix == ".jsonl":
-            row = json.loads(text)
-        else:
-            row = dict(zip(self.header, next(csv.reader(io.StringIO(text, newline=""), delimiter="\t")), strict=True))
-        return row["image"] if "image" in row else row["image_path"]
+        tab = self.path.suffix == ".tsv"
+        return self.row(next(csv.reader(io.StringIO(text, newline=""), delimiter="\t")) if tab else text)["image"]
 
-    def pictures(self, index: str) -> "list[Image.Image]":
-        """A row's pictures as RGB: its cell holds base64, a path beside the file, a list of either, or the index of the
-        row that has them. Raises UserError naming file and row.
+    def pictures(self, index: str) -> list:
+        """A row's pictures (PIL, RGB): its cell holds base64, a path beside the file, a list of either, or the index of
+        the row that has them. Raises UserError naming file and row.
         """
-        who, cell = f"{self.path}: row {index}", self.cell(index)
-        cell = self.cell(cell) if isinstance(cell, str) and len(cell) <= 64 and cell in self.places else cell
-        out = []
+        cell, out = self.cell(index), []
+        cell = self.cell(cell) if isinstance(cell, str) and cell in self.places else cell
         for one in map(str, listed(cell) or [cell]):
-            if is_picture(one):
-                out.append(open_picture(self.path.parent / one, who))
-            else:
-                raw = b""
+            source = self.path.parent / one
+            if not is_picture(one):
+                source = io.BytesIO()  # no base64: an empty file, which cannot be read either
                 with contextlib.suppress(ValueError):
-                    raw = base64.b64decode(one.rpartition("base64,")[2])
-                out.append(open_picture(io.BytesIO(raw), who))
+                    source = io.BytesIO(base64.b64decode(one.rpartition("base64,")[2]))
+            out.append(open_picture(source, f"{self.path}: row {index}"))
         return out
+
+
+def interleaved(index: str, row: dict) -> dict:
+    """A row of MM-Vet-v2 as one of MMMU: "words<IMG>v2_0.png<IMG>words" -> "words<image 1>words" and its pictures."""
+    parts = row["question"].split("<IMG>")
+    names = [x for x in parts if is_picture(x)]
+    text = "".join(f"<image {names.index(x) + 1}>" if x in names else x for x in parts)
+    category, pictures = ",".join(row["capability"]), [f"images/{x}" for x in names]
+    return row | dict(index=index, question=text, category=category, image=pictures)
 
 
 def read_table(path: str | Path) -> Table:
     """A benchmark's .tsv or .jsonl file, or MM-Vet-v2's .json, read once. Rows that are torn, doubled or without a
     picture are left out and named in `wrong`. Raises UserError for a missing column or a file that is no table.
     """
-    table, digest, end = Table(Path(path)), hashlib.md5(usedforsecurity=False), 0
-
-    def lines():
-        nonlocal end
-        with table.path.open("rb") as file:
-            for line in file:
-                digest.update(line)
-                text, end = line.decode("utf-8" if end else "utf-8-sig", "replace"), end + len(line)
-                yield text
-
-    def row_of(record) -> dict:
-        if isinstance(record, str):
-            return json.loads(record)
-        if len(record) != len(table.header):
-            raise ValueError(f"torn, {len(record)} of {len(table.header)} cells")
-        return dict(zip(table.header, record, strict=True))
-
-    seen, start = {}, 0
+    table, digest, seen = Table(Path(path)), hashlib.md5(usedforsecurity=False), {}
+    needed = ["index", "answer", "image", *["question"] * (table.name != "MMMU_Pro_V")]  # there: in the picture
     csv.field_size_limit(2**31 - 1)
-    tab = table.path.suffix == ".tsv"
-    records = csv.reader(lines(), delimiter="\t") if tab else lines()
+
+    def lines(file):
+        for line in iter(file.readline, b""):  # so that file.tell() is the end of the line
+            digest.update(line)
+            yield line.decode("utf-8-sig", "replace")
+
     try:
-        if table.path.suffix == ".json":  # {id: {question: "words<IMG>v2_0.png<IMG>words", answer, capability}}
-            for index, row in json.loads("".join(records)).items():
-                names = [x for x in row["question"].split("<IMG>") if is_picture(x)]
-                table.rows.append(row | {"index": index, "category": ",".join(row["capability"])})
-                table.places[index], table.twin[index] = [f"images/{x}" for x in names], index
-            records = ()
-        elif tab:
-            table.header, start = next(records, []), end
-        for number, record in enumerate(records, 1 + tab):
-            place, start = (start, end - start), end
-            if not record or record == "\n":
-                continue
-            where = f"{table.path}: row {number}"
-            try:
-                row = row_of(record)
-            except ValueError as error:  # a JSONDecodeError is one
-                table.wrong.append(f"{where}: {error}")
-                continue
-            column = "image_path" if "image_path" in row and "image" not in row else "image"
-            needed = (
-                "index",
-                "answer",
-                column,
-                *["question"] * (table.path.stem != "MMMU_Pro_V"),
-            )  # there: in the picture
-            if missing := [x for x in needed if x not in row]:
-                raise UserError(f"{where}: column {missing[0]!r} is missing; it has {', '.join(row)}")
-            index, picture = str(row["index"]), row.pop(column)
-            if index in table.places or not picture:
-                table.wrong.append(f"{where}: index {index} " + ("has no picture" if not picture else "stands twice"))
-                continue
-            table.rows.append(row | {"index": index})
-            table.places[index] = place
-            of = picture if isinstance(picture, str) and len(picture) <= 64 else hash(str(picture))
-            table.twin[index] = table.twin.get(of) or seen.setdefault(of, index)
+        with table.path.open("rb") as file:
+            records = lines(file)
+            if table.path.suffix == ".tsv":
+                records = csv.reader(records, delimiter="\t")
+                table.header = next(records, [])
+            elif table.path.suffix == ".json":  # {id: row}
+                records = [interleaved(*x) for x in json.loads("".join(records)).items()]
+            end = file.tell()
+            for number, record in enumerate(records, 1 + bool(table.header)):
+                start, end, where = end, file.tell(), f"{table.path}: row {number}"
+                if not record or record == "\n":
+                    continue
+                try:
+                    row = record if isinstance(record, dict) else table.row(record)
+                    if missing := [x for x in needed if x not in row]:
+                        raise UserError(f"{where}: column {missing[0]!r} is missing; it has {', '.join(row)}")
+                    index, picture = str(row["index"]), row.pop("image")
+                    if not picture or index in table.places:
+                        raise ValueError(f"index {index} " + ("stands twice" if picture else "has no picture"))
+                except ValueError as error:  # a JSONDecodeError is one
+                    table.wrong.append(f"{where}: {error}")
+                    continue
+                table.rows.append(row | {"index": index})
+                table.places[index] = picture if isinstance(record, dict) else (start, end - start)
+                cell = str(picture)  # another row's index, or what is to be seen
+                table.twin[index] = table.twin.get(cell) or seen.setdefault(hash(cell), index)
     except (csv.Error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{table.path}: not a benchmark file ({type(error).__name__}: {error})") from None
     if not table.rows:
         raise UserError(f"{table.path}: no rows; {'; '.join(table.wrong[:3]) or 'the file is empty'}")
-    table.md5 = digest.hexdigest()
+    table.md5, table.count = digest.hexdigest(), len(table.rows)
     return table
 
 
@@ -244,12 +216,13 @@ def unit_of(name: str, row: dict) -> str:
     return str(int(row["index"]) % 1_000_000) if kind_of(name) == "circular" else str(row["index"])
 
 
-def chosen(name: str, table, limit: int) -> list[dict]:
-    """The rows to ask: MMMU's validation split; of the units `limit` (0: all), always the same ones, by a hash."""
-    rows = [r for r in table.rows if name != "MMMU_DEV_VAL" or cell(r, "split") in ("validation", "")]
-    units = sorted({unit_of(name, r) for r in rows}, key=lambda u: (seed_of("subset", u), u))
+def choose(table: Table, limit: int) -> Table:
+    """Keep the rows to ask: MMMU's validation split; of the units `limit` (0: all), always the same ones, by a hash."""
+    rows = [r for r in table.rows if table.name != "MMMU_DEV_VAL" or cell(r, "split") in ("validation", "")]
+    units = sorted({unit_of(table.name, r) for r in rows}, key=lambda u: (seed_of("subset", u), u))
     kept = set(units[:limit] if limit else units)
-    return [r for r in rows if unit_of(name, r) in kept]
+    table.rows = [r for r in rows if unit_of(table.name, r) in kept]
+    return table
 
 
 # ------------------------------------------------------------------------------------------------ prompts
@@ -276,16 +249,12 @@ def prompt_of(name: str, row: dict, pictures: int, style: str = "kit", suffix: s
         end = DIRECT[bool(options), bool(re.search("[\u4e00-\u9fff]", question))] if style == "direct" else ""
         text = "\n".join(x for x in (hint, question, *lines, end) if x)
     text += suffix
-    if name == "mm-vet-v2":  # words<IMG>v2_0.png<IMG>words
-        parts = text.split("<IMG>")
-        at = [-1, *(i for i, x in enumerate(parts) if is_picture(x)), len(parts)]
-        return list(range(len(at) - 2)), ["".join(parts[a + 1 : b]) for a, b in zip(at, at[1:], strict=False)]
-    if style == "direct" and pictures > 1:
+    if style == "direct" and pictures > 1 and name != "mm-vet-v2":
         heads = ["Image-1: ", *(f"\nImage-{k + 1}: " for k in range(1, pictures))]
         return list(range(pictures)), [*heads, "\n" + re.sub(r"<image (\d)>", r"<Image-\1>", text)]
-    parts = re.split(r"<image (\d)>", text)
+    parts = re.split(r"<image (\d+)>", text) if kind == "mmmu" or name == "mm-vet-v2" else [text]
     named = [int(k) - 1 for k in parts[1::2]]
-    if kind != "mmmu" or not named or not 0 <= min(named) <= max(named) < pictures:
+    if not named or not 0 <= min(named) <= max(named) < pictures:
         return list(range(pictures)), [""] * pictures + [text]
     return named, parts[::2]
 
@@ -381,7 +350,7 @@ def math_answer(row: dict, text: str, rules: str) -> tuple:
 def grade_of(benchmark: str, reply: str) -> float | None:
     """A judge's grade in [0, 1], None when it gives none: the whole reply is the number; MM-Vet-v2: its first word."""
     words = reply.split()
-    if benchmark in ("mmvet2", "mm-vet-v2"):
+    if file_of(benchmark) == "mm-vet-v2":
         words = words[:1]
     try:
         grade = float(" ".join(words))
@@ -413,11 +382,11 @@ def score_item(benchmark: str, row: dict, prediction: str, rules: str = "2025-10
         return dict(score=float(any(match)), extracted=said, needs_judge=False, match=match)
     if kind == "math":
         prefetch, right = math_answer(row, text, rules)
-        needs = not prefetch  # a right 0 counts as not found too
-        if reply is not None and needs:
+        found = prefetch
+        if reply is not None and not prefetch:  # a right 0 counts as not found too
             found, right = math_answer(row, reply, rules)
-            return dict(score=float(right), extracted=found, needs_judge=False, prefetch=prefetch)
-        return dict(score=float(right), extracted=prefetch, needs_judge=needs, prefetch=prefetch)
+        needs = reply is None and not prefetch
+        return dict(score=float(right), extracted=found, needs_judge=needs, prefetch=prefetch)
     if kind == "grade":
         grade = None if reply is None else grade_of(benchmark, reply)
         return dict(score=grade, extracted=False if grade is None else grade, needs_judge=grade is None)
@@ -443,10 +412,10 @@ def units_of(benchmark: str, rows: list[dict], scores: list) -> list[tuple[dict,
         return list(zip(rows, scores, strict=True))
     groups = {}
     for row, score in zip(rows, scores, strict=True):
-        groups.setdefault(int(row["index"]) % 1_000_000, []).append((row, score))
+        groups.setdefault(unit_of(benchmark, row), []).append((row, score))
     out = []
-    for number, group in groups.items():
-        first = [row for row, _ in group if int(row["index"]) == number]
+    for group in groups.values():
+        first = [row for row, _ in group if int(row["index"]) < 1_000_000]
         out += [(row, float(all(score == 1 for _, score in group))) for row in first]
     return out
 
@@ -456,58 +425,70 @@ def mean(values: list, times: float = 1.0) -> float | None:
     return sum(values) / len(values) * times if values and None not in values else None
 
 
+def part(units: list[tuple[dict, float]], column: str, name: str, times: float = 1.0) -> float | None:
+    """The mean score of the units whose row has this in a column."""
+    return mean([x for row, x in units if cell(row, column) == name], times)
+
+
 def by_ability(units: list[tuple[dict, float]]) -> list[dict]:
     """One record a split: Overall, then each l2-category and category (MMBench's shortened)."""
     records = []
-    for split in sorted({cell(row, "split") or "none" for row, _ in units}):
-        here = [(row, x) for row, x in units if (cell(row, "split") or "none") == split]
-        record = {"split": split, "Overall": mean([x for _, x in here])}
+    for split in sorted({cell(row, "split") for row, _ in units}, key=lambda x: x or "none"):
+        here = [(row, x) for row, x in units if cell(row, "split") == split]
+        record = {"split": split or "none", "Overall": mean([x for _, x in here])}
         for column in ("l2-category", "category"):
-            for name in sorted({cell(row, column) for row, _ in units} - {""}):
-                record[ABILITIES.get(name, name)] = mean([x for row, x in here if cell(row, column) == name])
+            names = sorted({cell(row, column) for row, _ in units} - {""})
+            record |= {ABILITIES.get(name, name): part(here, column, name) for name in names}
         records.append(record)
     return records
 
 
-def score_rows(benchmark: str, rows: list[dict], predictions: list[str], rules: str = "2025-10", judge=None) -> list:
+def records_of(benchmark: str, rows: list[dict], scores: list) -> list[dict]:
     """A file's records, as the toolkit reports them: [{split, Overall, abilities ...}] in [0, 1].
 
     ChartQA: one record in percent with both halves. MM-Vet: [{Category, tot, acc}] in percent, acc None without a
     judge. BLINK gets a second record without the relabelled sub-task, where it has that one.
     """
-    return records_of(benchmark, rows, [x["score"] for x in score_all(benchmark, rows, predictions, rules, judge)])
-
-
-def score_all(benchmark: str, rows: list[dict], predictions: list[str], rules: str, judge=None) -> list[dict]:
-    """score_item of every row; the judge (judge.Server or the like) is asked for what the rules cannot say."""
-    pairs = list(zip(rows, predictions, strict=True))
-    replies = judge_replies(benchmark, pairs, rules, judge) if judge else [None] * len(pairs)
-    return [score_item(benchmark, row, said, rules, r) for (row, said), r in zip(pairs, replies, strict=True)]
-
-
-def records_of(benchmark: str, rows: list[dict], scores: list) -> list[dict]:
-    """The records of `score_rows`, from the rows' scores."""
     kind, units = kind_of(benchmark), units_of(benchmark, rows, scores)
     if kind == "chart":
         halves = dict.fromkeys(cell(row, "split") for row in rows if cell(row, "split"))
-        record = {h: mean([x for row, x in units if cell(row, "split") == h], 100) for h in halves}
-        return [record | {"Overall": mean(scores, 100)}]
+        return [{half: part(units, "split", half, 100) for half in halves} | {"Overall": mean(scores, 100)}]
     if kind == "grade":
-        records = []
+        parts = {}
         for name in ("rec", "ocr", "know", "gen", "spat", "math", "seq"):
-            part = [x for row, x in units if name in cell(row, "category")]
-            if benchmark in ("MMVet", "mmvet"):  # the toolkit counts items with this capability alone twice
-                part += [x for row, x in units if name == cell(row, "category")]
-            if part:
-                records.append({"Category": name, "tot": len(part), "acc": mean(part, 100)})
-        return [*records, {"Category": "Overall", "tot": len(scores), "acc": mean(scores, 100)}]
+            parts[name] = [x for row, x in units if name in cell(row, "category")]
+            if file_of(benchmark) == "MMVet":  # the toolkit counts items with this capability alone twice
+                parts[name] += [x for row, x in units if name == cell(row, "category")]
+        parts["Overall"] = scores
+        return [{"Category": name, "tot": len(xs), "acc": mean(xs, 100)} for name, xs in parts.items() if xs]
     records = by_ability(units)
-    if benchmark in ("BLINK", "blink") and any(cell(row, "category") == RELABELLED for row in rows):
+    if file_of(benchmark) == "BLINK" and any(cell(row, "category") == RELABELLED for row in rows):
         rest = by_ability([(row, x) for row, x in units if cell(row, "category") != RELABELLED])
         records += [record | {"split": f"without {RELABELLED}"} for record in rest]
     return records
 
 
+def score_rows(benchmark: str, rows: list[dict], predictions: list[str], rules: str = "2025-10", judge=None) -> list:
+    """The records of a file: see records_of and score_all."""
+    return records_of(benchmark, rows, [x["score"] for x in score_all(benchmark, rows, predictions, rules, judge)])
+
+
+def score_all(benchmark: str, rows: list[dict], predictions: list[str], rules: str, judge=None) -> list[dict]:
+    """score_item of every row; the judge (judge.Server or the like) is asked for what the rules of MM-Vet and MathVista
+    cannot say. A grade that is none is asked for anew at temperatures 0.5, 1, 1.5 and 2, as in the toolkit; then it is
+    a 0.
+    """
+    items = [score_item(benchmark, row, said, rules) for row, said in zip(rows, predictions, strict=True)]
+    for attempt in range(6) if judge and kind_of(benchmark) in ("grade", "math") else ():
+        todo = [i for i, x in enumerate(items) if x["needs_judge"]]
+        chats = [judge_chat(benchmark, rows[i], predictions[i]) for i in todo]
+        replies = judge.ask(chats, 64, attempt * 0.5) if chats and attempt < 5 else ["0"] * len(todo)
+        for i, reply in zip(todo, replies, strict=True):
+            items[i] = score_item(benchmark, rows[i], predictions[i], rules, reply)
+    return items
+
+
+# ------------------------------------------------------------------------------------------------ asking a judge
 GRADE = """Give a grade to an answer about a picture. You see the question, the reference answer and the answer, not
 the picture. In the reference, <AND> joins parts that must all be said, <OR> joins parts of which one is enough. The
 grade is 0.0 (nothing is right), 0.1, 0.2 ... or 1.0 (all is right). Reply with the grade alone.
@@ -529,28 +510,10 @@ Question: What share is blue? (A) 3/11 (B) 8/11 | Response: Eight of eleven part
 
 def judge_chat(benchmark: str, row: dict, said: str) -> list[dict]:
     """What the judge is asked about one item. Our own wording, so grades compare with nobody else's."""
-    question = "".join("<image>" if is_picture(x) else x for x in cell(row, "question").split("<IMG>"))
+    question = re.sub(r"<image \d+>", "<image>", cell(row, "question"))
     if kind_of(benchmark) == "grade":
         gold = cell(row, "answer").replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         text = f"{GRADE}Question: {question} | Reference: {gold} | Answer: {said} | Grade:"
     else:
         text = f"{EXTRACT}Question: {question} | Response: {said} | Final answer:"
     return [{"role": "user", "content": text}]
-
-
-def judge_replies(benchmark: str, pairs: list[tuple[dict, str]], rules: str, judge) -> list[str | None]:
-    """The judge's reply to each (row, prediction), None where the rules suffice. A grade that is none is asked for anew
-    at temperatures 0.5, 1, 1.5 and 2, as in the toolkit; then it is a 0.
-    """
-    kind, out = kind_of(benchmark), [None] * len(pairs)
-    if kind not in ("grade", "math"):
-        return out
-    todo = [i for i, (row, said) in enumerate(pairs) if score_item(benchmark, row, said, rules)["needs_judge"]]
-    for attempt in range(5 if kind == "grade" else 1):
-        chats = [judge_chat(benchmark, *pairs[i]) for i in todo]
-        for i, reply in zip(todo, judge.ask(chats, 64, attempt * 0.5) if chats else [], strict=True):
-            out[i] = reply
-        todo = [i for i in todo if kind == "grade" and grade_of(benchmark, out[i]) is None]
-    for i in todo:
-        out[i] = "0"
-    return out

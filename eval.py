@@ -10,7 +10,6 @@
 Scores and statistics need neither torch nor a model: `import eval` works with the standard library and numpy alone.
 """
 
-import contextlib
 import hashlib
 import json
 import math
@@ -23,25 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import (
-    BENCHMARKS,
-    FILES,
-    PROMPTS,
-    RULES,
-    cell,
-    chosen,
-    final_answer,
-    kind_of,
-    mean,
-    prompt_of,
-    read_table,
-    records_of,
-    score_all,
-    score_item,
-    unit_of,
-    units_of,
-)
-from benchmarks import score_rows as score_rows
+import benchmarks as bm
+from benchmarks import BENCHMARKS, PROMPTS, RULES, prompt_of, score_item, score_rows  # noqa: F401 (eval.score_item ...)
 from data import (
     Flags,
     Question,
@@ -53,7 +35,7 @@ from data import (
     split_questions,
     world_questions,
 )
-from judge import Judge, agreement
+from judge import Judge, Server, agreement
 
 
 def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -77,10 +59,17 @@ def boot_means(values, clusters=None, weights=None, draws: int = 2000, seed: int
     return np.array([top[pick].sum() / bottom[pick].sum() for pick in picks])
 
 
-def bootstrap(values, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` (one per question: questions are drawn, not single answers)."""
-    means = boot_means(values, draws=draws, seed=seed)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+def middle(draws) -> tuple[float, float]:
+    """The 95 % in the middle of bootstrapped numbers."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def greedy_answers(student, prompts: list, names: list[str], max_new_tokens: int, max_rows: int) -> list:
+    """The greedy Response to each Prompt, `max_rows` decoded at a time; names are the questions' ids."""
+    from rollout import GREEDY, rollout
+
+    return [r for (r,) in rollout(student, prompts, names, 1, max_new_tokens, GREEDY, max_rows=max_rows)]
 
 
 def evaluate(
@@ -94,45 +83,37 @@ def evaluate(
     question.
     """
     from model import deal, everyone
-    from rollout import GREEDY, PURE, rollout
+    from rollout import PURE, rollout
 
-    mine, once, many = deal(questions), [], []
+    mine, groups = deal(questions), []  # a group: the greedy response to a question, then the sampled ones
     for i in range(0, len(mine), 128):
         part = mine[i : i + 128]
         prompts, names = [student.encode_question(q) for q in part], [q.id for q in part]
-        once += [r for (r,) in rollout(student, prompts, names, 1, max_new_tokens, GREEDY, max_rows=max_rows)]
-        many += rollout(student, prompts, names, draws, max_new_tokens, PURE, (seed, "evaluate"), max_rows)
-    right = judge.verdicts(mine, once)
-    verdicts, rows = iter(judge.verdicts(mine, [r for group in many for r in group])), []
-    for q, best, greedy, group in zip(mine, once, right, many, strict=True):
-        row = dict(question=q.id, kind=q.meta.get("kind"), text=best.text, greedy=greedy)
-        row["said"] = [(look(q, r.text), next(verdicts), len(r.ids), r.finished) for r in group]
-        row["surprise"] = [-x for r in group for x in r.logps]
-        rows.append(row)
+        best = greedy_answers(student, prompts, names, max_new_tokens, max_rows)
+        sampled = rollout(student, prompts, names, draws, max_new_tokens, PURE, (seed, "evaluate"), max_rows)
+        groups += [[r, *more] for r, more in zip(best, sampled, strict=True)]
+    verdicts, rows = iter(judge.verdicts(mine, [r for group in groups for r in group])), []
+    for q, (best, *group) in zip(mine, groups, strict=True):
+        row = dict(question=q.id, kind=q.meta.get("kind"), text=best.text, greedy=next(verdicts))
+        rows.append(row | dict(said=[(next(verdicts), look(q, r.text), r) for r in group]))
     rows = everyone(rows)
-    greedy, said = [r["greedy"] for r in rows], [x for r in rows for x in r["said"]]
-    sampled = [float(np.mean([v for _, v, _, _ in r["said"]])) if draws else None for r in rows]
-    out = {
-        "questions": len(questions),
-        "greedy": float(np.mean(greedy)),
-        "texts": {r["question"]: r["text"] for r in rows},
-    }
-    each = zip(rows, greedy, sampled, strict=True)
-    out["answers"] = [{"question": r["question"], "greedy": g, "sampled": s} for r, g, s in each]
+    for row in rows:
+        row["sampled"] = bm.mean([right for right, _, _ in row["said"]])
+    greedy, kinds = [r["greedy"] for r in rows], sorted({r["kind"] for r in rows if r["kind"]})
+    out = dict(questions=len(questions), greedy=bm.mean(greedy), texts={r["question"]: r["text"] for r in rows})
+    out["answers"] = [{k: r[k] for k in ("question", "greedy", "sampled")} for r in rows]
     out["greedy_interval"] = wilson(sum(greedy), len(greedy))
-    kinds = sorted({r["kind"] for r in rows if r["kind"]})
-    out["greedy_by_kind"] = {k: float(np.mean([r["greedy"] for r in rows if r["kind"] == k])) for k in kinds}
+    out["greedy_by_kind"] = {k: bm.mean([r["greedy"] for r in rows if r["kind"] == k]) for k in kinds}
     if draws:
-        looks, verdicts, tokens, finished = zip(*said, strict=True)
-        out |= {"sampled": float(np.mean(sampled)), "sampled_interval": bootstrap(sampled)}
-        out |= {"tokens": float(np.mean(tokens)), "cut_off": 1 - float(np.mean(finished))}
-        out["entropy"] = float(np.mean([x for r in rows for x in r["surprise"]]))  # nats per sampled token
+        right, looks, said = zip(*(x for r in rows for x in r["said"]), strict=True)
+        shares = [r["sampled"] for r in rows]
+        out |= dict(sampled=bm.mean(shares), sampled_interval=middle(boot_means(shares)))
+        out |= dict(tokens=bm.mean([len(r.ids) for r in said]), cut_off=1 - bm.mean([r.finished for r in said]))
+        out["entropy"] = float(np.mean([-x for r in said for x in r.logps]))  # nats per sampled token
         if kinds:
-            out["looks"] = float(np.mean([x is not None for x in looks]))
-            out["right_looks"] = float(np.mean([x for x in looks if x is not None] or [0.0]))
-            out["right_look_and_answer"] = float(
-                np.mean([bool(x) and bool(v) for x, v in zip(looks, verdicts, strict=True)])
-            )
+            out["looks"] = bm.mean([x is not None for x in looks])
+            out["right_looks"] = bm.mean([x for x in looks if x is not None]) or 0.0
+            out["right_look_and_answer"] = bm.mean([bool(x and v) for x, v in zip(looks, right, strict=True)])
     return out
 
 
@@ -143,19 +124,15 @@ def auc(right, wrong) -> float:
 
 
 # ------------------------------------------------------------------------------------------------ asking
-
-
-# ------------------------------------------------------------------------------------------------ asking
 PRESETS = {"smoke": 64, "quick": 500, "paper": 0}  # questions a benchmark file; 0: all
 
 
 def limit_pictures(student, args) -> dict:
     """Set the pixel and tile limits that the flags give -> what holds now. Other than in training: a warning."""
-    processor, size = student.image_processor, dict(student.image_processor.size)
-    tiles = getattr(processor, "max_patches", 0) if getattr(processor, "crop_to_patches", False) else 1
-    now = dict(min_pixels=size.get("shortest_edge"), max_pixels=size.get("longest_edge"), max_tiles=tiles)
-    if not hasattr(processor, "max_patches"):
-        now["max_tiles"] = None
+    it, size = student.image_processor, dict(student.image_processor.size)
+    now = dict(min_pixels=size.get("shortest_edge"), max_pixels=size.get("longest_edge"), max_tiles=None)
+    if hasattr(it, "max_patches"):
+        now["max_tiles"] = it.max_patches if it.crop_to_patches else 1
     for name, before in now.items():
         flag, wanted = f"--{name.replace('_', '-')}", getattr(args, name)
         if wanted and before is None:
@@ -164,10 +141,9 @@ def limit_pictures(student, args) -> dict:
             print(f"warning: {flag} {wanted}, but the student was trained with {before}")
             now[name] = wanted
     if now["max_tiles"]:
-        processor.max_patches, processor.crop_to_patches = now["max_tiles"], now["max_tiles"] > 1
-    if now["max_pixels"]:
-        size |= dict(shortest_edge=now["min_pixels"], longest_edge=now["max_pixels"])
-        processor.size = type(processor.size)(**size)
+        it.max_patches, it.crop_to_patches = now["max_tiles"], now["max_tiles"] > 1
+    else:
+        it.size = type(it.size)(**size | dict(shortest_edge=now["min_pixels"], longest_edge=now["max_pixels"]))
     return now
 
 
@@ -184,43 +160,51 @@ def run_key(settings: dict, data: str) -> str:
     return hashlib.sha256(json.dumps([settings, data], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def read_predictions(folder: Path, name: str, key: str) -> tuple[dict, list[str]]:
-    """({index: prediction}, what was wrong) of one benchmark file under this run key, from all ranks."""
-    found, wrong = {}, []
-    for path in sorted(folder.glob(f"preds.{name}.*.jsonl")):
-        lines = path.read_bytes().split(b"\n")
+def read_lines(path: Path) -> tuple[list[dict], list[int]]:
+    """(objects, numbers of half-written lines) of a JSONL file that a killed process may have left; none without it."""
+    rows, torn = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
+        try:
+            rows += [json.loads(line)] if line else []
+        except ValueError:
+            torn.append(number)
+    return rows, torn
+
+
+def read_predictions(table: bm.Table, settings: dict, folder: Path) -> tuple[dict, list[str]]:
+    """({index: prediction}, what was wrong) of one benchmark file under these settings, from all ranks."""
+    key, found, wrong = run_key(settings, table.md5), {}, []
+    for path in sorted(folder.glob(f"preds.{table.name}.*.jsonl")):
+        rows, torn = read_lines(path)
         if path.name.split(".")[-3] != key:
-            wrong.append(f"{path}: {len(lines) - 1} predictions of another run key (this one: {key}) are left alone")
+            wrong.append(f"{path}: {len(rows)} predictions of another run key (this one: {key}) are left alone")
             continue
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line or b"{}")
-                if row and ("text" in row or row["index"] not in found):
-                    found[row["index"]] = row
-            except (ValueError, KeyError, TypeError):
-                wrong.append(f"{path}:{number}: a half-written line is not read")
+        wrong += [f"{path}:{number}: a half-written line is not read" for number in torn]
+        for row in rows:
+            if "text" in row or row["index"] not in found:  # another start may have read what one could not
+                found[row["index"]] = row
     return found, wrong
 
 
-def encoder(student, name: str, table, settings: dict):
-    """A function row -> Prompt, which raises UserError naming the row when picture or length do not fit."""
-    limit = student.hf.config.get_text_config().max_position_embeddings
-
-    def encode(row: dict):
-        pictures = table.pictures(row["index"])
-        shown, texts = prompt_of(name, row, len(pictures), settings["prompt"], settings["suffix"])
+def encode_rows(student, table: bm.Table, rows: list[dict], settings: dict) -> tuple[dict, dict]:
+    """({index: Prompt}, {index: error}): errors name the row whose picture cannot be read or which is too long."""
+    prompts, errors, limit = {}, {}, student.hf.config.get_text_config().max_position_embeddings
+    for row in rows:
         try:
+            pictures = table.pictures(row["index"])
+            shown, texts = prompt_of(table.name, row, len(pictures), settings["prompt"], settings["suffix"])
             prompt = student.encode([pictures[k] for k in shown], texts)
+            if len(prompt.ids) >= limit:
+                raise ValueError(f"{len(prompt.ids)} tokens, the model takes {limit}")
+            prompts[row["index"]] = prompt
+        except UserError as error:
+            errors[row["index"]] = str(error)
         except ValueError as error:
-            raise UserError(f"{table.path}: row {row['index']}: {error}") from None
-        if len(prompt.ids) >= limit:
-            raise UserError(f"{table.path}: row {row['index']}: {len(prompt.ids)} tokens, the model takes {limit}")
-        return prompt
-
-    return encode
+            errors[row["index"]] = f"{table.path}: row {row['index']}: {error}"
+    return prompts, errors
 
 
-def ask_rows(student, name: str, table, rows: list[dict], settings: dict, folder: Path, batch: int) -> None:
+def ask_file(student, table: bm.Table, settings: dict, folder: Path, batch: int) -> None:
     """Append this rank's missing greedy answers to preds.NAME.KEY.RANK.jsonl, one JSON line each.
 
     Which rank asks a row depends on the row and the number of ranks alone, so ranks need not talk; a restart may have
@@ -229,158 +213,140 @@ def ask_rows(student, name: str, table, rows: list[dict], settings: dict, folder
     import torch
     from tqdm import tqdm
 
-    from rollout import GREEDY, rollout
-
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    key, encode = run_key(settings, table.md5), encoder(student, name, table, settings)
-    done = {index for index, row in read_predictions(folder, name, key)[0].items() if "text" in row}
-    by_size = sorted(rows, key=lambda r: (table.places[r["index"]][-1:], len(cell(r, "question")), r["index"]))[::-1]
-    todo = [row for row in by_size[rank::world] if row["index"] not in done]
-    path = folder / f"preds.{name}.{key}.{rank}.jsonl"
+    done = {index for index, row in read_predictions(table, settings, folder)[0].items() if "text" in row}
+    size = {r["index"]: (table.places[r["index"]][-1:], len(bm.cell(r, "question")), r["index"]) for r in table.rows}
+    todo = [index for index in sorted(size, key=size.get, reverse=True)[rank::world] if index not in done]
+    rows, many = {r["index"]: r for r in table.rows}, 2 * batch  # encoded together: their pictures lie in memory
+    path = folder / f"preds.{table.name}.{run_key(settings, table.md5)}.{rank}.jsonl"
     torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
-    window = 2 * batch  # encoded and sorted together: their pictures lie in memory
-    with path.open("a") as out, tqdm(total=len(todo), desc=name, delay=2) as bar:
+    with path.open("a") as out, tqdm(total=len(todo), desc=table.name, delay=2) as bar:
         out.write("\n" * torn)
-        for i in range(0, len(todo), window):
-            part, prompts = todo[i : i + window], []
-            for row in part:
+        while todo:
+            part, todo = todo[:many], todo[many:]
+            prompts, errors = encode_rows(student, table, [rows[k] for k in part], settings)
+            names, answers = sorted(prompts, key=lambda k: len(prompts[k].ids)), None
+            while answers is None:
                 try:
-                    prompts.append((row["index"], encode(row)))
-                except UserError as error:
-                    out.write(json.dumps(dict(index=row["index"], error=str(error))) + "\n")
-            prompts.sort(key=lambda x: len(x[1].ids))
-            while prompts:
-                try:
-                    names, asked = zip(*prompts[:batch], strict=True)
-                    answers = rollout(student, list(asked), list(names), 1, settings["max_new_tokens"], GREEDY)
+                    asked = [prompts[k] for k in names]
+                    answers = greedy_answers(student, asked, names, settings["max_new_tokens"], batch)
                 except torch.cuda.OutOfMemoryError:
                     if batch == 1:
-                        raise UserError(f"{name}: row {names[0]} alone does not fit into the GPU's memory") from None
+                        raise UserError(f"{table.name}: row {names[-1]} alone does not fit into memory") from None
                     batch //= 2
-                    continue
-                prompts = prompts[len(asked) :]
-                for (r,) in answers:
-                    line = dict(index=r.question, text=r.text, tokens=len(r.ids), finished=r.finished)
-                    out.write(json.dumps(line) + "\n")
-                out.flush()
+            lines = [dict(index=k, error=error) for k, error in errors.items()]
+            lines += [dict(index=r.question, text=r.text, tokens=len(r.ids), finished=r.finished) for r in answers]
+            out.write("".join(json.dumps(x) + "\n" for x in lines))
+            out.flush()
             bar.update(len(part))
 
 
-def self_check(student, prompts: list, batch: int, max_new_tokens: int) -> dict:
-    """Do these prompts get the same texts alone and in a batch? -> {items, batch, different}."""
-    from rollout import GREEDY, rollout
+def try_first(student, tables: list[bm.Table], settings: dict, args) -> dict:
+    """Each file's first prompt as text; the first --check questions, alone and in a batch: are the answers the same?"""
+    out = {"first_prompts": {}}
+    for table in tables:
+        rows = table.rows[: 1 if out["first_prompts"] else max(1, args.check)]
+        prompts = list(encode_rows(student, table, rows, settings)[0].values())
+        if args.check and not out["first_prompts"]:
+            names = [str(i) for i in range(len(prompts))]
+            ways = [greedy_answers(student, prompts, names, args.max_new_tokens, n) for n in (1, args.batch)]
+            different = sum(a.text != b.text for a, b in zip(*ways, strict=True))
+            out["batch_check"] = dict(items=len(prompts), batch=args.batch, different=different)
+            print(f"batch check: {json.dumps(out['batch_check'])}")
+        text = student.tokenizer.decode(prompts[0].ids) if prompts else ""  # with "* 9" for nine picture tokens
+        out["first_prompts"][table.name] = re.sub(r"(<[^<>]+>)\1+", lambda m: f"{m[1]}*{len(m[0]) // len(m[1])}", text)
+    return out
 
-    names = [str(i) for i in range(len(prompts))]
 
-    def texts(rows: int) -> list[str]:
-        return [r.text for (r,) in rollout(student, prompts, names, 1, max_new_tokens, GREEDY, max_rows=rows)]
-
-    different = sum(a != b for a, b in zip(texts(1), texts(batch), strict=True))
-    return dict(items=len(prompts), batch=batch, different=different)
-
-
-def ask_benchmarks(args, tables: dict, folder: Path, before: dict | None) -> dict:
-    """Load the student and append the missing predictions -> the settings that these depend on."""
+def ask_benchmarks(args, tables: list[bm.Table], folder: Path) -> None:
+    """Load the student and append the missing predictions; settings.json is what these depend on, run.json the rest."""
     import torch
     import transformers
 
     from model import load
 
-    began, gpu = time.time(), torch.cuda.is_available()
+    began, gpu, kept = time.time(), torch.cuda.is_available(), folder / "settings.json"
     dtype = args.dtype or ("bf16" if gpu else "fp32")
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu"
     student = load(args.student, device=device, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
     settings = dict(weights=weights_hash(student), pictures=limit_pictures(student, args), prompt=args.prompt)
     settings |= dict(suffix=args.suffix, max_new_tokens=args.max_new_tokens, dtype=dtype, decoding="greedy")
-    if before and before != settings:
+    before = json.loads(kept.read_text()) if kept.is_file() else settings
+    if before != settings:
         count = sum(path.read_bytes().count(b"\n") for path in folder.glob("preds.*.jsonl"))
         other = ", ".join(f"{k} {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v)
         raise UserError(f"{folder}: holds {count} predictions of another run key ({other}); give another --into")
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "settings.json", json.dumps(settings) + "\n")
-    rows = {name: chosen(name, table, args.limit) for name, table in tables.items()}
-    run = dict(student=args.student, batch=args.batch, first_prompts={})
-    for name, table in tables.items() if os.environ.get("RANK", "0") == "0" else ():
-        prompts, encode = [], encoder(student, name, table, settings)
-        for row in rows[name][: 1 if run["first_prompts"] else max(1, args.check)]:
-            with contextlib.suppress(UserError):
-                prompts.append(encode(row))
-        if args.check and not run["first_prompts"]:
-            run["batch_check"] = self_check(student, prompts, args.batch, args.max_new_tokens)
-            print(f"batch check: {json.dumps(run['batch_check'])}")
-        text = student.tokenizer.decode(prompts[0].ids) if prompts else ""  # with "* 9" for nine picture tokens
-        run["first_prompts"][name] = re.sub(r"(<[^<>]+>)\1+", lambda m: f"{m[1]}*{len(m[0]) // len(m[1])}", text)
-    for name, table in tables.items():
-        ask_rows(student, name, table, rows[name], settings, folder, args.batch)
-    if run["first_prompts"]:
+    write(kept, json.dumps(settings) + "\n")
+    first = os.environ.get("RANK", "0") == "0"
+    run = dict(student=args.student, batch=args.batch) | (try_first(student, tables, settings, args) if first else {})
+    for table in tables:
+        ask_file(student, table, settings, folder, args.batch)
+    if first:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
         run |= dict(commit=done.stdout.strip(), attention=student.hf.config._attn_implementation)
         run |= dict(torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__)
-        run["device"] = torch.cuda.get_device_name() if gpu else platform.machine()
-        run["python"] = platform.python_version()
-        run["seconds"] = round(time.time() - began, 1)
+        run |= dict(device=torch.cuda.get_device_name() if gpu else platform.machine())
+        run |= dict(python=platform.python_version(), seconds=round(time.time() - began, 1))
         write(folder / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
-    return settings
 
 
 # ------------------------------------------------------------------------------------------------ measuring
-def measure_file(name: str, table, settings: dict, folder: Path, args, judge) -> tuple[dict, list, list]:
-    """Score one benchmark file -> (what results.json says of it, its units as {unit, cluster, score}, its predictions).
+def measure_file(table: bm.Table, found: dict, wrong: list[str], rules: str, judge) -> tuple[dict, list, list]:
+    """Score one benchmark file, `found` being its predictions by index -> (what results.json says of it, its
+    [(row, score)] of what is counted, the predictions counted).
 
     A unit with a missing answer or an unreadable picture is left out of the mean and counted, never scored 0.
     """
-    found, wrong = read_predictions(folder, name, run_key(settings, table.md5))
-    rows = chosen(name, table, args.limit)
-    bad = [found[r["index"]]["error"] for r in rows if "error" in found.get(r["index"], ())]
-    missing = [r["index"] for r in rows if r["index"] not in found]
-    lost = {unit_of(name, r) for r in rows if "text" not in found.get(r["index"], ())}
-    rows = [r for r in rows if unit_of(name, r) not in lost]
-    said = [found[r["index"]] for r in rows]
-    scored = score_all(name, rows, [x["text"] for x in said], args.rules, judge)
-    if judge is None and kind_of(name) == "math":
+    name, mine = table.name, {r["index"]: found.get(r["index"], {}) for r in table.rows}
+    missing, bad = [k for k, x in mine.items() if not x], [x["error"] for x in mine.values() if "error" in x]
+    lost = {bm.unit_of(name, r) for r in table.rows if "text" not in mine[r["index"]]}
+    rows = [r for r in table.rows if bm.unit_of(name, r) not in lost]
+    said = [mine[r["index"]] for r in rows]
+    scored = bm.score_all(name, rows, [x["text"] for x in said], rules, judge)
+    final = bm.score_all(name, rows, [bm.final_answer(x["text"]) for x in said], rules)
+    if judge is None and bm.kind_of(name) == "math":
         scored = [x | {"score": None} for x in scored]  # without a judge only part of the answers can be read
-    units = units_of(name, rows, [x["score"] for x in scored])
-    final = [score_item(name, r, final_answer(x["text"]), args.rules)["score"] for r, x in zip(rows, said, strict=True)]
-    md5, count = FILES[name]
-    if md5 and table.md5[:8] != md5:
-        wrong.append(f"{table.path}: md5 {table.md5[:8]}, the public file has {md5}")
-    if len(table.rows) != count:
-        wrong.append(f"{table.path}: {len(table.rows)} rows, the public file has {count}")
-    wrong = (
-        [f"{name}: {len(missing)} rows have no answer, such as {m}" for m in missing[:1]] + wrong + table.wrong + bad
-    )
-    for line in [*wrong[:8], f"{name}: {len(wrong) - 8} more, in results.json"][: 9 if len(wrong) > 8 else len(wrong)]:
+    units, finals = (bm.units_of(name, rows, [x["score"] for x in it]) for it in (scored, final))
+    *_, md5, count = bm.FILES[name]
+    wrong = [*wrong, *table.wrong, *bad]
+    if table.count != count:
+        wrong.insert(0, f"{table.path}: {table.count} rows, the public file has {count}")
+    if not table.md5.startswith(md5):
+        wrong.insert(0, f"{table.path}: md5 {table.md5[:8]}, the public file has {md5}")
+    if missing:
+        wrong.insert(0, f"{name}: {len(missing)} rows have no answer, such as {missing[0]}")
+    for line in [*wrong[:8], *[f"{name}: {len(wrong) - 8} more, in results.json"] * (len(wrong) > 8)]:
         print(f"warning: {line}")
-    out = dict(md5=table.md5, rows=len(table.rows), torn=len(table.wrong), unreadable=len(bad), missing=len(missing))
-    out["records"] = records_of(name, rows, [x["score"] for x in scored]) if rows else []
-    out["score_of_final_answers"] = mean([x for _, x in units_of(name, rows, final)], 100)
-    out["wrong"] = wrong
-    units = [dict(unit=unit_of(name, r), cluster=table.twin[r["index"]], score=x) for r, x in units]
+    out = dict(md5=table.md5, rows=table.count, torn=len(table.wrong), unreadable=len(bad), missing=len(missing))
+    out["records"] = bm.records_of(name, rows, [x["score"] for x in scored]) if rows else []
+    out |= dict(score_of_final_answers=bm.mean([x for _, x in finals], 100), wrong=wrong)
     return out, units, [p | {"read": x["extracted"] is not False} for p, x in zip(said, scored, strict=True)]
 
 
-def measure(title: str, tables: dict, settings: dict, folder: Path, args, judge=None) -> tuple[dict, list, np.ndarray]:
+def measure(title: str, tables: list[bm.Table], found: dict, rules: str, judge=None) -> tuple[dict, list, np.ndarray]:
     """Score one benchmark -> (result, its units for items.jsonl, bootstrapped scores). Its files weigh the same."""
     files, units, said = {}, [], []
-    for name in BENCHMARKS[title]:
-        files[name], part, texts = measure_file(name, tables[name], settings, folder, args, judge)
-        for u in part:  # what is drawn together: rows about one picture; the same question of MMMU-Pro's two files
-            cluster = str(u["unit"] if len(BENCHMARKS[title]) > 1 else u["cluster"])
-            weight = 1 / len(part) / len(BENCHMARKS[title])
-            row = dict(benchmark=title, unit=f"{name}:{u['unit']}", cluster=cluster)
-            units.append(row | dict(score=u["score"], weight=weight))
+    for table in tables:
+        files[table.name], counted, texts = measure_file(table, *found[table.name], rules, judge)
+        weight = 1 / max(1, len(counted)) / len(tables)
+        for row, score in counted:
+            unit = bm.unit_of(table.name, row)
+            # what is drawn together: rows about one picture; the same question of MMMU-Pro's two files
+            cluster = unit if len(tables) > 1 else table.twin[row["index"]]
+            name = f"{table.name}:{unit}"
+            units.append(dict(benchmark=title, unit=name, cluster=cluster, score=score, weight=weight))
         said += texts
     result, values = dict(score=None, n=len(units), files=files), [u["score"] for u in units]
     if not units or None in values:
         return result, [], np.array([])
     weights, clusters = [u["weight"] for u in units], [u["cluster"] for u in units]
     draws, score, n = boot_means(values, clusters, weights), float(np.dot(values, weights)), len(set(clusters))
-    ends = np.quantile(draws, [0.025, 0.975])
-    if draws.std() == 0 or (n == len(units) and set(values) <= {0, 1}):
-        ends = wilson(score * n, n)
-    result |= dict(score=100 * score, interval=[100 * float(x) for x in ends], tokens=mean([x["tokens"] for x in said]))
-    result |= dict(unparsed=mean([not x["read"] for x in said]), cut_off=mean([not x["finished"] for x in said]))
-    return result, units, draws
+    alike = draws.std() == 0 or (n == len(units) and set(values) <= {0, 1})
+    low, high = wilson(score * n, n) if alike else middle(draws)
+    result |= dict(score=100 * score, interval=[100 * low, 100 * high], tokens=bm.mean([x["tokens"] for x in said]))
+    shares = dict(unparsed=[not x["read"] for x in said], cut_off=[not x["finished"] for x in said])
+    return result | {name: bm.mean(xs) for name, xs in shares.items()}, units, draws
 
 
 # ------------------------------------------------------------------------------------------------ results
@@ -392,30 +358,28 @@ PAPER = {  # the paper's 7B student (arXiv 2510.19307), measured by its authors'
 }
 
 
+def score_cells(r: dict, digits: int) -> list[str]:
+    """Score and interval as texts; n/a where there is none."""
+    if r["score"] is None:
+        return ["n/a", ""]
+    low, high = r["interval"]
+    return [f"{r['score']:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"]
+
+
 def markdown(out: dict) -> str:
     """results.md: one line a benchmark in the paper's order, the paper's numbers beside ours, then everything else."""
-    lines = ["| benchmark | score | 95 % | counted | unparsed | cut off | tokens | " + " | ".join(PAPER) + " |"]
-    lines += ["|---" * (7 + len(PAPER)) + "|"]
-    for place, name in enumerate(BENCHMARKS):
-        r, cells = out["benchmarks"].get(name), ["n/a", *[""] * 5]
-        if r and r["score"] is not None:
-            low, high = r["interval"]
-            cells = [f"{r['score']:.1f}", f"{low:.1f} to {high:.1f}", str(r["n"])]
-            cells += [f"{r['unparsed']:.3f}", f"{r['cut_off']:.3f}", f"{r['tokens']:.0f}"]
-        lines.append("| " + " | ".join([name, *cells, *(str(x[place]) for x in PAPER.values())]) + " |")
-    m, cells = out["mean"], ["n/a", ""]
-    if m["count"]:
-        cells = [f"{m['score']:.1f}", f"{m['interval'][0]:.1f} to {m['interval'][1]:.1f}"]
-    cells = [f"mean of {m['count']}", *cells, *[""] * 4, *(f"{np.mean(x):.1f}" for x in PAPER.values())]
-    lines += [
-        "| " + " | ".join(cells) + " |",
-        "",
-        "The last columns are reported elsewhere: the paper's 7B student,",
-    ]
-    lines += [
-        "mean of 14, another evaluator. Only runs of this one compare. n/a: no file, no answers, or no judge.",
-        "",
-    ]
+    table = [["benchmark", "score", "95 %", "counted", "unparsed", "cut off", "tokens", *PAPER]]
+    table.append(["---"] * len(table[0]))
+    for name, reported in zip(BENCHMARKS, zip(*PAPER.values(), strict=True), strict=True):
+        r, rest = out["benchmarks"].get(name, {"score": None}), [""] * 4
+        if r["score"] is not None:
+            rest = [r["n"], f"{r['unparsed']:.3f}", f"{r['cut_off']:.3f}", f"{r['tokens']:.0f}"]
+        table.append([name, *score_cells(r, 1), *rest, *reported])
+    means = [f"{np.mean(x):.1f}" for x in PAPER.values()]
+    table.append([f"mean of {out['mean']['count']}", *score_cells(out["mean"], 1), *[""] * 4, *means])
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in table]
+    lines += ["", "The last columns are reported elsewhere: the paper's 7B student, mean of 14, another evaluator."]
+    lines += ["Only runs of this one compare. n/a: no file, no answers, or no judge.", ""]
     for r in out["benchmarks"].values():
         for file, found in r["files"].items():
             lines += [f"- {file}: {json.dumps(record)}" for record in found["records"]]
@@ -435,26 +399,25 @@ class Remembering:
     """A judge that keeps its replies in judge.jsonl: scoring again asks nothing twice."""
 
     def __init__(self, judge, name: str, path: Path):
-        self.judge, self.name, self.path, self.known = judge, name, path, {}
-        for line in path.read_bytes().splitlines() if path.is_file() else ():
-            with contextlib.suppress(ValueError, KeyError):
-                row = json.loads(line)
-                self.known[row["key"]] = row["reply"]
+        self.judge, self.name, self.path = judge, name, path
+        self.known = {row["key"]: row["reply"] for row in read_lines(path)[0]}
 
     def ask(self, chats: list, max_tokens: int, temperature: float = 0.0) -> list[str]:
         """judge.Server's ask."""
         keys = [run_key(dict(judge=self.name, temperature=temperature), json.dumps(chat)) for chat in chats]
-        new = [i for i, key in enumerate(keys) if key not in self.known]
-        replies = self.judge.ask([chats[i] for i in new], max_tokens, temperature) if new else []
+        new = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in self.known}
+        replies = self.judge.ask(list(new.values()), max_tokens, temperature) if new else []
         with self.path.open("a") as out:
-            for i, reply in zip(new, replies, strict=True):
-                self.known[keys[i]] = reply
-                out.write(json.dumps(dict(key=keys[i], reply=reply)) + "\n")
+            for key, reply in zip(new, replies, strict=True):
+                self.known[key] = reply
+                out.write(json.dumps(dict(key=key, reply=reply)) + "\n")
         return [self.known[key] for key in keys]
 
 
-def find_tables(data: str, wanted: str) -> dict:
-    """{benchmark file: Table} of --benchmarks. With "all" a file may be absent: its benchmark is n/a, and said so."""
+def find_tables(data: str, wanted: str, limit: int) -> dict[str, list[bm.Table]]:
+    """{benchmark: its files} of --benchmarks, with the rows to ask. With "all" a file may be absent: its benchmark is
+    n/a, and said so.
+    """
     names = list(BENCHMARKS) if wanted == "all" else wanted.split(",")
     for name in names:
         if name not in BENCHMARKS:
@@ -470,53 +433,50 @@ def find_tables(data: str, wanted: str) -> dict:
         raise UserError(f"{data}/{absent[0]}.tsv: no such file; the README says where each one comes from")
     if absent:
         print(f"warning: n/a, not in {data}: {', '.join(absent)}")
-    return {f: read_table(paths[f]) for n in names if not set(absent) & set(BENCHMARKS[n]) for f in BENCHMARKS[n]}
+    there = [name for name in BENCHMARKS if name in names and not set(absent) & set(BENCHMARKS[name])]
+    return {name: [bm.choose(bm.read_table(paths[f]), limit) for f in BENCHMARKS[name]] for name in there}
 
 
-def run_benchmarks(args, judge=None) -> dict | None:
-    """Ask and score -> what results.json holds; None when other ranks are still at work. `judge`: see judge_replies."""
-    tables, began = find_tables(args.data, args.benchmarks), time.time()
+def run_benchmarks(args, judge=None) -> None:
+    """Ask and score, then write results.json, results.md and items.jsonl; where other ranks are still at work, the last
+    one does. `judge`: see bm.score_all.
+    """
+    began, benchmarks = time.time(), find_tables(args.data, args.benchmarks, args.limit)
+    tables = [table for its in benchmarks.values() for table in its]
     folder = Path(args.into or f"{args.student if Path(args.student).is_dir() else 'runs/' + args.student}-eval")
     judged_by = f"{args.judge} {args.judge_model}".strip() if args.judge != "rule" else judge and "given"
     if judged_by and judge is None:
-        from judge import Server
-
         judge = Server(args.judge, args.judge_model)
-    kept = folder / "settings.json"
-    settings = json.loads(kept.read_text()) if kept.is_file() else None
     if not args.score_only:
-        settings = ask_benchmarks(args, tables, folder, settings)
-    elif not settings:
-        raise UserError(f"{kept}: no such file; run once without --score-only")
+        ask_benchmarks(args, tables, folder)
+    elif not (folder / "settings.json").is_file():
+        raise UserError(f"{folder}/settings.json: no such file; run once without --score-only")
+    settings = json.loads((folder / "settings.json").read_text())
+    found = {table.name: read_predictions(table, settings, folder) for table in tables}
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not args.score_only:
-        for name, table in tables.items():
-            found = read_predictions(folder, name, run_key(settings, table.md5))[0]
-            if any(row["index"] not in found for row in chosen(name, table, args.limit)):
-                print(f"{name}: other ranks are still at work; the last one writes the results (or --score-only does)")
-                return None
+        for table in tables:
+            if any(row["index"] not in found[table.name][0] for row in table.rows):
+                print(f"{table.name}: other ranks are at work; the last one writes the results (or --score-only does)")
+                return
     judge = judge and Remembering(judge, judged_by, folder / "judge.jsonl")
     results, items, draws = {}, [], []
-    for title in (n for n in BENCHMARKS if set(BENCHMARKS[n]) <= tables.keys()):
-        results[title], units, drawn = measure(title, tables, settings, folder, args, judge)
+    for title, its in benchmarks.items():
+        results[title], units, drawn = measure(title, its, found, args.rules, judge)
         items, draws = items + units, draws + [drawn] * bool(units)
     scores = {n: r["score"] for n, r in results.items() if r["score"] is not None}
-    total = dict(count=len(scores), score=mean(list(scores.values())), of=list(scores), interval=None)
+    total = dict(count=len(scores), score=bm.mean(list(scores.values())), of=list(scores), interval=None)
     if draws:
-        total["interval"] = [100 * float(x) for x in np.quantile(np.mean(draws, 0), [0.025, 0.975])]
+        total["interval"] = [100 * x for x in middle(np.mean(draws, 0))]
     out = dict(mean=total, benchmarks=results, rules=args.rules, judge=judged_by, limit=args.limit, settings=settings)
     out["run"] = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
     write(folder / "items.jsonl", "".join(json.dumps(x) + "\n" for x in items))
     write(folder / "results.json", json.dumps(out, indent=1, ensure_ascii=False) + "\n")
     write(folder / "results.md", markdown(out))
     for name, r in results.items():
-        found = "n/a"
-        if r["score"] is not None:
-            low, high = r["interval"]
-            found = f"{r['score']:.2f}  95 % {low:.2f} to {high:.2f}  unparsed {r['unparsed']:.3f}"
-        print(f"{name}: {found}  n {r['n']}")
-    print(f"mean of {len(scores)}: {round(total['score'], 2) if scores else 'n/a'}  ({time.time() - began:.1f} s)")
+        unparsed = "" if r["score"] is None else f"  unparsed {r['unparsed']:.3f}"
+        print(f"{name}: {'  95 % '.join(filter(None, score_cells(r, 2)))}{unparsed}  n {r['n']}")
+    print(f"mean of {len(scores)}: {score_cells(total, 2)[0]}  ({time.time() - began:.1f} s)")
     print(f"results: {folder}/results.md")
-    return out
 
 
 # ------------------------------------------------------------------------------------------------ comparing
@@ -544,28 +504,20 @@ def holm(ps: dict[str, float]) -> dict[str, float]:
 
 
 def load_run(folder: Path) -> tuple[dict, dict]:
-    """(what must agree, {benchmark: {unit: {score, cluster, weight}}}) of a folder with benchmark results, or of a run
+    """(what must agree, {(benchmark, unit): {score, cluster, weight}}) of a folder with benchmark results, or of a run
     of train.py (its held-out questions, greedy). Raises UserError naming the folder.
     """
     if (folder / "items.jsonl").is_file() and (folder / "results.json").is_file():
         out = json.loads((folder / "results.json").read_text())
-        same = {k: v for k, v in out["settings"].items() if k != "weights"} | dict(
-            rules=out["rules"], judge=out["judge"]
-        )
+        same = out["settings"] | dict(weights=None, rules=out["rules"], judge=out["judge"])
         same["data"] = {f: x["md5"] for r in out["benchmarks"].values() for f, x in r["files"].items()}
-        rows = [json.loads(x) for x in (folder / "items.jsonl").read_text().splitlines()]
-    elif (folder / "answers.jsonl").is_file():
-        config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-        same = {k: config.get(k) for k in ("data", "judge", "ask_prefix")}
-        rows = [json.loads(x) for x in (folder / "answers.jsonl").read_text().splitlines()]
-        rows = [dict(unit=r["question"], score=r["greedy"]) for r in rows if r["who"] == "after"]
-        rows = [r | dict(benchmark="questions", cluster=r["unit"], weight=1) for r in rows]
-    else:
+        return same, {(r["benchmark"], r["unit"]): r for r in read_lines(folder / "items.jsonl")[0]}
+    if not (folder / "answers.jsonl").is_file():
         raise UserError(f"{folder}: neither results.json with items.jsonl (eval.py --benchmarks) nor answers.jsonl")
-    out = {}
-    for r in rows:
-        out.setdefault(r["benchmark"], {})[r["unit"]] = r
-    return same, out
+    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    rows = [r for r in read_lines(folder / "answers.jsonl")[0] if r["who"] == "after"]
+    units = {("questions", r["question"]): dict(score=r["greedy"], cluster=r["question"], weight=1) for r in rows}
+    return {k: config.get(k) for k in ("data", "judge", "ask_prefix")}, units
 
 
 def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:
@@ -578,27 +530,26 @@ def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:
         for key in same.keys() | other.keys():
             if same.get(key) != other.get(key):
                 raise UserError(f"{path}: {key} differs from that of {first}: {other.get(key)}, {same.get(key)}")
-        for name in units.keys() | theirs.keys():
-            if units.get(name, {}).keys() != theirs.get(name, {}).keys():
-                raise UserError(f"{path}: {name} was not measured on the same questions as in {first}")
+        if odd := units.keys() ^ theirs.keys():
+            raise UserError(f"{path}: {min(odd)[0]} was not measured on the same questions as in {first}")
     out, all_draws = {}, []
-    for name, rows in units.items():
-        ids = sorted(rows)
-        cluster, weight = [str(rows[u]["cluster"]) for u in ids], np.array([rows[u]["weight"] for u in ids], float)
-        weight *= len(ids) / weight.sum()
-        x = {path: np.array([runs[path][1][name][u]["score"] for u in ids], float) for path in runs}
+    for name in dict.fromkeys(name for name, _ in units):
+        ids = sorted(unit for of, unit in units if of == name)
+        cluster, weight = ([units[name, u][k] for u in ids] for k in ("cluster", "weight"))
+        weight = np.array(weight) * len(ids) / sum(weight)
+        x = {path: np.array([theirs[name, u]["score"] for u in ids], float) for path, (_, theirs) in runs.items()}
         a, b = (np.mean([x[path] for path in side], 0) for side in (side_a, side_b))
         d = b - a
         found = boot_means(d, cluster, weight, draws)
-        won, lost = [u for u, v in zip(ids, d, strict=True) if v > 0], [u for u, v in zip(ids, d, strict=True) if v < 0]
-        binary = set(np.concatenate([a, b])) <= {0.0, 1.0}
+        won, lost = ([u for u, v in zip(ids, sign * d, strict=True) if v > 0] for sign in (1, -1))
+        binary = set(a) | set(b) <= {0.0, 1.0}
         share = float(np.mean(d**2)) or 0.15  # no pair differs: as if 15 % did
         out[name] = dict(
-            a=over_seeds([100 * float(np.mean(x[p] * weight)) for p in side_a]),
-            b=over_seeds([100 * float(np.mean(x[p] * weight)) for p in side_b]),
+            a=over_seeds([100 * float(np.mean(x[path] * weight)) for path in side_a]),
+            b=over_seeds([100 * float(np.mean(x[path] * weight)) for path in side_b]),
             n=len(ids),
             difference=100 * float(np.mean(d * weight)),
-            interval=[100 * float(np.quantile(found, q)) for q in (0.025, 0.975)],
+            interval=[100 * x for x in middle(found)],
             p=mcnemar(len(won), len(lost)) if binary else sign_flips(d * weight, cluster),
             won=len(won),
             lost=len(lost),
@@ -610,8 +561,8 @@ def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:
     for name, p in holm({name: r["p"] for name, r in out.items()}).items():
         out[name]["holm"] = p
     if len(out) > 1:
-        low, high = (100 * float(np.quantile(np.mean(all_draws, 0), q)) for q in (0.025, 0.975))
-        out["mean"] = dict(difference=float(np.mean([r["difference"] for r in out.values()])), interval=[low, high])
+        interval = [100 * x for x in middle(np.mean(all_draws, 0))]
+        out["mean"] = dict(difference=bm.mean([r["difference"] for r in out.values()]), interval=interval)
     return out
 
 
@@ -650,8 +601,7 @@ def write_samples(folder: Path, samples: list[tuple]) -> None:
             text = r["text"].replace("|", "/").replace("\n", " ")
             out.append(f"| {r['who']} | {text} | {r.get('similarity', '-')} | {r['answer']} |")
         out.append("")
-    (folder / "samples.md.part").write_text("\n".join(out))
-    (folder / "samples.md.part").replace(folder / "samples.md")
+    write(folder / "samples.md", "\n".join(out))
 
 
 def draw_curves(folder: Path, rows: list[dict], validations: list[dict]) -> None:
@@ -714,8 +664,8 @@ def start_and_end(rows: list[dict]) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------ calibration
 def calibrate(path: str, names: list[str]) -> None:
     """Prints each judge's agreement with labelled lines {question, answer, response, label}, then that of each pair."""
-    rows, pairs, labels, found = read_jsonl(path, ("question", "answer", "response", "label")), [], [], {}
-    for where, row in rows:
+    pairs, labels, found = [], [], {}
+    for where, row in read_jsonl(path, ("question", "answer", "response", "label")):
         if row["label"] not in (0, 1) or not all(isinstance(row[k], str) for k in ("question", "answer", "response")):
             raise UserError(f"{where}: question, answer and response must be texts, label 0 or 1")
         pairs.append((Question(where, (), row["question"], row["answer"]), row["response"]))
@@ -727,10 +677,9 @@ def calibrate(path: str, names: list[str]) -> None:
     for i, (name, verdicts) in enumerate(found.items()):
         for against, truth in [("the labels", labels), *list(found.items())[:i]]:
             n = agreement(truth, verdicts)
-            parts = (("accuracy", "right", "n"), ("false positives", "false_positives", "negatives"))
-            for what, part, whole in (*parts, ("false negatives", "false_negatives", "positives")):
+            for part, whole in (("right", "n"), ("false_positives", "negatives"), ("false_negatives", "positives")):
                 low, high = wilson(n[part], n[whole])
-                share = n[part] / max(n[whole], 1)
+                what, share = part.replace("right", "accuracy").replace("_", " "), n[part] / max(n[whole], 1)
                 print(f"{name} against {against}: {what} {n[part]}/{n[whole]} = {share:.3f} [{low:.3f}, {high:.3f}]")
 
 
@@ -764,25 +713,24 @@ def main(judge=None) -> None:
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two runs, or two comma lists of seeds")
     parser.add_argument("--calibrate", default="", help="JSONL of labelled responses: how good is --judge A[,B]?")
     args = parser.parse_args()
+    into = Path(args.into) if args.into else None
     if args.calibrate:
         return calibrate(args.calibrate, args.judge.split(","))
     if args.compare:
-        sides = [[Path(x) for x in side.split(",") if x] for side in args.compare]
-        found = compare(*sides)
+        found = compare(*([Path(x) for x in side.split(",") if x] for side in args.compare))
         show_comparison(found)
-        if args.into:
-            Path(args.into).mkdir(parents=True, exist_ok=True)
-            write(Path(args.into) / "compare.json", json.dumps(found, indent=1) + "\n")
+        if into:
+            into.mkdir(parents=True, exist_ok=True)
+            write(into / "compare.json", json.dumps(found, indent=1) + "\n")
         return
-    if not args.student and not (args.score_only and args.into):
+    if not args.student and not (args.score_only and into):
         raise UserError("--student is missing: give a folder such as runs/demo/student")
     args.max_new_tokens = args.max_new_tokens or (2048 if args.benchmarks else 40)
     if args.draws < 0 or min(args.questions, args.max_new_tokens, args.batch) < 1 or min(args.limit, args.check) < 0:
         raise UserError("--draws, --limit, --check: at least 0; --questions, --max-new-tokens, --batch: at least 1")
     if args.benchmarks:
         args.limit = args.limit or PRESETS[args.preset]
-        run_benchmarks(args, judge)
-        return
+        return run_benchmarks(args, judge)
     if args.score_only or Path(args.data or "no").is_dir():
         raise UserError("--benchmarks is missing: all, or some of " + ",".join(BENCHMARKS))
     if args.data:
@@ -792,16 +740,14 @@ def main(judge=None) -> None:
         questions = world_questions("test" if args.part == "all" else args.part, args.questions)
     from model import load
 
-    judge = Judge(args.judge)
-    result = evaluate(load(args.student), questions, judge, args.max_new_tokens, args.draws, args.seed)
+    result = evaluate(load(args.student), questions, Judge(args.judge), args.max_new_tokens, args.draws, args.seed)
     del result["texts"]
     answers = result.pop("answers")
-    if args.into:
-        into = Path(args.into)
+    if into:
         into.mkdir(parents=True, exist_ok=True)
-        (into / "answers.jsonl").write_text("".join(json.dumps(dict(who="after", **row)) + "\n" for row in answers))
+        write(into / "answers.jsonl", "".join(json.dumps(dict(who="after", **row)) + "\n" for row in answers))
         summary = {f"{name}_after": value for name, value in result.items()} | {"seconds": {}}
-        (into / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        write(into / "summary.json", json.dumps(summary, indent=1) + "\n")
     for name, value in result.items():
         print(f"{name}: {json.dumps(value)}")
 
