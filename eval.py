@@ -82,18 +82,18 @@ def evaluate(
     the share that was cut off, accuracy by kind of question where known, and `texts`: the greedy response of each
     question.
     """
-    from model import deal, everyone
+    from model import dealt, everyone
     from rollout import PURE, rollout
 
-    mine, groups = deal(questions), []  # a group: the greedy response to a question, then the sampled ones
-    for i in range(0, len(mine), 128):
-        part = mine[i : i + 128]
+    (asked, own), groups = dealt(questions), []  # a group: the greedy response to a question, then the sampled ones
+    for i in range(0, len(asked), 128):
+        part = asked[i : i + 128]
         prompts, names = [student.encode_question(q) for q in part], [q.id for q in part]
         best = greedy_answers(student, prompts, names, max_new_tokens, max_rows)
         sampled = rollout(student, prompts, names, draws, max_new_tokens, PURE, (seed, "evaluate"), max_rows)
         groups += [[r, *more] for r, more in zip(best, sampled, strict=True)]
-    verdicts, rows = iter(judge.verdicts(mine, [r for group in groups for r in group])), []
-    for q, (best, *group) in zip(mine, groups, strict=True):
+    verdicts, rows = iter(judge.verdicts(asked[:own], [r for group in groups[:own] for r in group])), []
+    for q, (best, *group) in zip(asked[:own], groups, strict=False):
         row = dict(question=q.id, kind=q.meta.get("kind"), text=best.text, greedy=next(verdicts))
         rows.append(row | dict(said=[(next(verdicts), look(q, r.text), r) for r in group]))
     rows = everyone(rows)
@@ -258,17 +258,29 @@ def try_first(student, tables: list[bm.Table], settings: dict, args) -> dict:
     return out
 
 
+def device_here() -> str:
+    """This process's GPU, or the CPU."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def load_student(args) -> tuple:
+    """(--student on this process's device, the name of what it computes in)."""
+    import torch
+
+    from model import load
+
+    dtype = args.dtype or ("fp32" if device_here() == "cpu" else "bf16")
+    return load(args.student, device=device_here(), dtype=dict(fp32=torch.float32, bf16=torch.bfloat16)[dtype]), dtype
+
+
 def ask_benchmarks(args, tables: list[bm.Table], folder: Path) -> None:
     """Load the student and append the missing predictions; settings.json is what these depend on, run.json the rest."""
     import torch
     import transformers
 
-    from model import load
-
-    began, gpu, kept = time.time(), torch.cuda.is_available(), folder / "settings.json"
-    dtype = args.dtype or ("bf16" if gpu else "fp32")
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu"
-    student = load(args.student, device=device, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+    began, kept, (student, dtype) = time.time(), folder / "settings.json", load_student(args)
     settings = dict(weights=weights_hash(student), pictures=limit_pictures(student, args), prompt=args.prompt)
     settings |= dict(suffix=args.suffix, max_new_tokens=args.max_new_tokens, dtype=dtype, decoding="greedy")
     before = json.loads(kept.read_text()) if kept.is_file() else settings
@@ -286,7 +298,7 @@ def ask_benchmarks(args, tables: list[bm.Table], folder: Path) -> None:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
         run |= dict(commit=done.stdout.strip(), attention=student.hf.config._attn_implementation)
         run |= dict(torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__)
-        run |= dict(device=torch.cuda.get_device_name() if gpu else platform.machine())
+        run |= dict(device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine())
         run |= dict(python=platform.python_version(), seconds=round(time.time() - began, 1))
         write(folder / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
 
@@ -514,10 +526,10 @@ def load_run(folder: Path) -> tuple[dict, dict]:
         return same, {(r["benchmark"], r["unit"]): r for r in read_lines(folder / "items.jsonl")[0]}
     if not (folder / "answers.jsonl").is_file():
         raise UserError(f"{folder}: neither results.json with items.jsonl (eval.py --benchmarks) nor answers.jsonl")
-    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    settings = json.loads((folder / "config.json").read_text())["settings"]
     rows = [r for r in read_lines(folder / "answers.jsonl")[0] if r["who"] == "after"]
     units = {("questions", r["question"]): dict(score=r["greedy"], cluster=r["question"], weight=1) for r in rows}
-    return {k: config.get(k) for k in ("data", "judge", "ask_prefix")}, units
+    return {k: settings[k] for k in ("data_hash", "judge", "ask_prefix")}, units
 
 
 def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:
@@ -671,7 +683,7 @@ def calibrate(path: str, names: list[str]) -> None:
         pairs.append((Question(where, (), row["question"], row["answer"]), row["response"]))
         labels.append(int(row["label"]))
     for name in names:
-        judge = Judge(name)
+        judge = Judge(name, device=device_here() if name != "rule" else "cpu")
         found[name] = judge.score(pairs)
         print(f"{name} malformed: {judge.malformed_share():.3f}")
     for i, (name, verdicts) in enumerate(found.items()):
@@ -738,14 +750,21 @@ def main(judge=None) -> None:
         questions = questions if args.part == "all" else split_questions(questions)[args.part]
     else:
         questions = world_questions("test" if args.part == "all" else args.part, args.questions)
-    from model import load
+    from model import ranks, start_ranks
 
-    result = evaluate(load(args.student), questions, Judge(args.judge), args.max_new_tokens, args.draws, args.seed)
+    mesh = start_ranks(device_here().partition(":")[0])
+    judge = Judge(args.judge, device=device_here(), mesh=mesh)
+    result = evaluate(load_student(args)[0], questions, judge, args.max_new_tokens, args.draws, args.seed)
     del result["texts"]
     answers = result.pop("answers")
+    if ranks()[0]:  # the first speaks and writes for all
+        return
     if into:
         into.mkdir(parents=True, exist_ok=True)
         write(into / "answers.jsonl", "".join(json.dumps(dict(who="after", **row)) + "\n" for row in answers))
+        hashed = hashlib.sha256(Path(args.data).read_bytes()).hexdigest()[:16] if args.data else ""
+        settings = dict(data_hash=hashed, judge=args.judge, ask_prefix="")  # as train.py's run says it, for --compare
+        write(into / "config.json", json.dumps(dict(settings=settings)) + "\n")
         summary = {f"{name}_after": value for name, value in result.items()} | {"seconds": {}}
         write(into / "summary.json", json.dumps(summary, indent=1) + "\n")
     for name, value in result.items():

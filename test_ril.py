@@ -1650,9 +1650,18 @@ def test_eval_refuses_to_compare_what_differs(tmp_path, what):
         ev.compare([a], [fake_run(tmp_path / "c", {"x": [1.0, 0.0]})])
 
 
-def test_eval_compares_runs_on_the_tiny_worlds_questions(straight):
+def test_eval_compares_runs_on_the_tiny_worlds_questions_and_refuses_another_judge(straight, tmp_path, monkeypatch):
     found = ev.compare([straight], [straight])["questions"]
     assert found["difference"] == 0 and found["p"] == 1 and found["n"] == 24
+    flags = ["--student", straight / "student", "--questions", "24", "--draws", "0", "--into", tmp_path / "alone"]
+    monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, flags)])
+    ev.main()
+    assert ev.compare([straight], [tmp_path / "alone"])["questions"]["difference"] == 0
+    written = json.loads((tmp_path / "alone/config.json").read_text())
+    written["settings"]["judge"] = "qwen2.5-32b"
+    (tmp_path / "alone/config.json").write_text(json.dumps(written))
+    with pytest.raises(data.UserError, match="alone: judge differs from that of"):
+        ev.compare([straight], [tmp_path / "alone"])
 
 
 @pytest.mark.parametrize(

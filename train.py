@@ -111,6 +111,7 @@ from teachers import (
     ask_teacher,
     select,
     teacher_folder,
+    teacher_model,
     teacher_names,
     teachers,
 )
@@ -781,13 +782,14 @@ def evaluate_run(run: Run) -> None:
     if cfg.teacher_use != "none":
         names = [n for n in cfg.teachers.split(",") if n != "reference" and "=" not in n and n not in FULL]
         names = [] if cfg.teachers_file else names
-        players |= {f"teacher{'_2' * bool(i)}": teacher_folder(name) for i, name in enumerate(names[:2])}
+        players |= {f"teacher{'_2' * bool(i)}": name for i, name in enumerate(names[:2])}
     if cfg.evaluated == "after":
         players = {"after": players["after"]}
     summary, texts, answers = {"run": cfg.run, "algo": cfg.algo, "test_questions": len(test)}, {}, []
     how = (cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
     for who in tqdm(players, "evaluation", delay=2, disable=not run.first):
-        found = evaluate(run.whole(players[who]), test, judge, *how)
+        asked = teacher_model(players[who], run) if who.startswith("teacher") else run.whole(players[who])
+        found = evaluate(asked, test, judge, *how)
         texts[who] = found.pop("texts")
         answers += [dict(who=who, **row) for row in found.pop("answers")]
         summary |= {f"{name}_{who}": value for name, value in rounded(found).items() if name != "questions"}
