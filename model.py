@@ -265,6 +265,7 @@ class Tiny:
 TINY = {
     "tiny-qwen": Tiny("qwen2_5_vl", 96),
     "tiny-qwen-teacher": Tiny("qwen2_5_vl", 128, voice="a"),
+    "tiny-qwen-20m": Tiny("qwen2_5_vl", 384, 11),  # for bench.py
     "tiny-internvl": Tiny("internvl", 96),
     "tiny-internvl-teacher": Tiny("internvl", 128, voice="b"),
 }
