@@ -41,18 +41,20 @@ from rollout import GREEDY, rollout
 # ------------------------------------------------------------------------------------------------ speed beside peers
 def seconds_of(work: dict, repeats: int) -> tuple[dict, dict]:
     """Seconds of each job in each round, and its peak memory in the first; the jobs take turns, so that a change of the
-    machine's speed meets all. On a CPU the memory is the most that the process held so far.
+    machine's speed meets all. On a CPU they are the thread's own seconds, without those in which other programs ran, and
+    the memory is the most that the process held so far.
     """
     times, peak, cuda = {name: [] for name in work}, {}, torch.cuda.is_initialized()
+    clock = time.perf_counter if cuda else time.thread_time
     for i in range(repeats):
         for name, job in work.items():
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
-            begin = time.perf_counter()
+            begin = clock()
             job()
             if cuda:
                 torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(clock() - begin)
             if i == 0:
                 process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
                 peak[name] = (torch.cuda.max_memory_allocated() if cuda else process) / 1e9

@@ -342,7 +342,7 @@ class Batch:
     ids, segment (B, T); positions (3, B, T); patches (image tokens, width) or pixels; and per response, padded to the
     longest: source, target (R, L): the flat place (in B * T) of the state that predicts a token, and that token;
     mask (R, L): which of them count; last (R,): the flat place of the response's last token; place (R, L): that of each
-    token, -1 behind the last. `prompt` is the longest prompt's length.
+    token of a response, -1 behind the last; prompt: tokens of the longest prompt.
     """
 
     ids: torch.Tensor
@@ -527,6 +527,7 @@ def tree_attention(module, q, k, v, attention_mask, scaling=None, **more):
 
 
 ALL_ATTENTION_FUNCTIONS.register("sdpa", tree_attention)  # under the stock name: exported configurations stay stock
+torch.backends.cuda.enable_cudnn_sdp(False)  # NaN gradients under a mask at lengths of 64 mod 128 (pytorch #196678)
 
 
 def project(projector: nn.Module, patches: torch.Tensor) -> torch.Tensor:
