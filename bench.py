@@ -41,8 +41,8 @@ from rollout import GREEDY, rollout
 # ------------------------------------------------------------------------------------------------ speed beside peers
 def seconds_of(work: dict, repeats: int) -> tuple[dict, dict]:
     """Seconds of each job in each round, and its peak memory in the first; the jobs take turns, so that a change of the
-    machine's speed meets all. On a CPU they are the thread's own seconds, without those in which other programs ran, and
-    the memory is the most that the process held so far.
+    machine's speed meets all. On a CPU they are this thread's own seconds, without those in which other programs ran,
+    and the memory is the most that the process held so far.
     """
     times, peak, cuda = {name: [] for name in work}, {}, torch.cuda.is_initialized()
     clock = time.perf_counter if cuda else time.thread_time
