@@ -58,6 +58,8 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -270,6 +272,7 @@ class Tiny:
 TINY = {
     "tiny-qwen": Tiny("qwen2_5_vl", 96),
     "tiny-qwen-teacher": Tiny("qwen2_5_vl", 128, voice="a"),
+    "tiny-qwen-20m": Tiny("qwen2_5_vl", 384, 11),  # for bench.py
     "tiny-internvl": Tiny("internvl", 96),
     "tiny-internvl-teacher": Tiny("internvl", 128, voice="b"),
 }
@@ -344,7 +347,8 @@ class Batch:
 
     ids, segment (B, T); positions (3, B, T); patches (image tokens, width) or pixels; and per response, padded to the
     longest: source, target (R, L): the flat place (in B * T) of the state that predicts a token, and that token;
-    mask (R, L): which of them count; last (R,): the flat place of the response's last token.
+    mask (R, L): which of them count; last (R,): the flat place of the response's last token; place (R, L): that of each
+    token of a response, -1 behind the last; prompt: tokens of the longest prompt.
     """
 
     ids: torch.Tensor
@@ -354,6 +358,8 @@ class Batch:
     target: torch.Tensor
     mask: torch.Tensor
     last: torch.Tensor
+    place: torch.Tensor
+    prompt: int
     pixels: dict | None = None
     patches: torch.Tensor | None = None
     blank: bool = False  # the pixels are a blank picture's, to which no token belongs
@@ -391,7 +397,7 @@ def pack(
     longest = max((len(x) for r in rows for x in r), default=0)
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     segment, positions = torch.full_like(ids, -1), torch.zeros(3, *ids.shape, dtype=torch.long)
-    source, target = (torch.zeros(count, longest, dtype=torch.long) for _ in range(2))
+    source, target, place = (torch.full((count, longest), x, dtype=torch.long) for x in (0, 0, -1))
     mask, last = torch.zeros(count, longest, dtype=torch.bool), torch.zeros(count, dtype=torch.long)
     r = 0
     for b, (prompt, responses) in enumerate(zip(prompts, rows, strict=True)):
@@ -405,9 +411,10 @@ def pack(
             source[r, 0], source[r, 1:n] = len(prompt.ids) - 1 + b * width, at + b * width + here[:-1]
             target[r, :n] = ids[b, at : at + n]
             mask[r, (skip[b][i] if skip else 0) : n] = True
-            last[r] = at + n - 1 + b * width
+            place[r, :n], last[r] = at + b * width + here, at + n - 1 + b * width
             at, r = at + n, r + 1
-    batch = Batch(ids, segment, positions, source, target, mask, last)
+    prompt = max(len(p.ids) for p in prompts)
+    batch = Batch(ids, segment, positions, source, target, mask, last, place, prompt)
     if any(p.looked for p in prompts):
         if all(p.patches is not None for p in prompts if p.looked):
             batch.patches = torch.cat([p.patches for p in prompts if p.looked])
@@ -487,12 +494,46 @@ def trunk(base: nn.Module, family: Family, batch: Batch, cache=None) -> torch.Te
             embedded = embedded.masked_scatter((batch.ids == base.config.image_token_id)[..., None], pictures)
     out = base.language_model(
         inputs_embeds=embedded,
-        attention_mask={"full_attention": batch.tree if len(batch.last) else None},
+        attention_mask={"full_attention": Branches(batch) if len(batch.last) else None},
         position_ids=language_positions(base, batch.positions),
         past_key_values=cache,
         use_cache=cache is not None,
     )
     return out.last_hidden_state.flatten(0, 1)
+
+
+class Branches:
+    """The tree mask for `tree_attention`: stock code hands it from layer to layer in the mask's place."""
+
+    def __init__(self, batch: Batch):
+        self.prompt, self.own = batch.prompt, batch.place >= 0
+        self.place, self.row = batch.place.clamp(min=0), batch.place[:, 0] // batch.ids.shape[1]
+        length = (batch.segment == 0).sum(1)[self.row]  # of each response's prompt
+        before = torch.arange(self.prompt, device=length.device) < length[:, None]
+        causal = self.own.new_ones(self.own.shape[1], self.own.shape[1]).tril() & self.own[:, None]
+        self.mask = torch.cat([before[:, None].expand(-1, causal.shape[1], -1), causal], 2)[:, None]  # (R, 1, L, P + L)
+
+
+def tree_attention(module, q, k, v, attention_mask, scaling=None, **more):
+    """Stock sdpa, and under a tree mask the same numbers without the masked part, which grows with the square of a row:
+    prompts see themselves, then each response sees its prompt and itself. q, k, v (B, heads, T, dim).
+    """
+    if not isinstance(tree := attention_mask, Branches):
+        return sdpa_attention_forward(module, q, k, v, attention_mask, scaling=scaling, **more)
+    k, v = (repeat_kv(x, module.num_key_value_groups) for x in (k, v))
+    B, H, T, dim = q.shape
+    heads = [x[:, :, : tree.prompt] for x in (q, k, v)]
+    out = F.scaled_dot_product_attention(*heads, is_causal=True, scale=scaling).transpose(1, 2)
+    out = F.pad(out, (0, 0, 0, 0, 0, T - tree.prompt)).flatten(0, 1)
+    tails = [x.transpose(1, 2).flatten(0, 1)[tree.place].transpose(1, 2) for x in (q, k, v)]  # (R, heads, L, dim)
+    seen = [torch.cat([head[tree.row], tail], 2) for head, tail in zip(heads[1:], tails[1:], strict=True)]
+    found = F.scaled_dot_product_attention(tails[0], *seen, attn_mask=tree.mask, scale=scaling).transpose(1, 2)
+    out = out.index_put((tree.place[tree.own],), found[tree.own])
+    return out.view(B, T, H, dim), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("sdpa", tree_attention)  # under the stock name: exported configurations stay stock
+torch.backends.cuda.enable_cudnn_sdp(False)  # NaN gradients under a mask at lengths of 64 mod 128 (pytorch #196678)
 
 
 def project(projector: nn.Module, patches: torch.Tensor) -> torch.Tensor:

@@ -2423,6 +2423,16 @@ PUBLISHED = {  # parameters of the published checkpoints
 }
 
 
+def test_the_bench_runs_both_ways_on_the_same_work(tmp_path):
+    """No timing: the phases are there, greedy answers and log-probs of the two ways agree."""
+    small = ["--questions", "2", "--group-size", "2", "--response-tokens", "3", "--repeats", "1"]
+    out = bench.main([*small, "--threads", str(torch.get_num_threads()), "--out", str(tmp_path / "speed.json")])
+    assert out == json.loads((tmp_path / "speed.json").read_text()) and out["greedy_answers_equal"]
+    for name in ("rollout", "discriminator", "reference", "update", "step"):
+        assert {"seconds", "limit_seconds", "tokens_per_second", "stock_seconds", "ratio"} <= set(out[name])
+    assert out["largest_difference"] < 1e-4 and "ratio" in out["doubling_group_size"]
+
+
 @pytest.mark.parametrize("name", model.FULL)
 def test_the_plan_counts_the_parameters_of_the_real_classes(name):
     of = bench.sizes(name)
