@@ -217,7 +217,8 @@ def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
     replica = 2 * m["all"] + rows * (prompt + cfg.max_new_tokens) * m["kv"]
     transient = 14 * m["layer"] + 4 * m["root"]  # two gathered layers, gradients, reduction buffers; the root twice
     active = 2 * row * m["hidden"] * m["depth"]  # the checkpointed input of every layer
-    active += row * (8 * m["wide"] + 40 * m["hidden"]) + 3 * row**2  # one layer again, with its mask
+    active += row * (8 * m["wide"] + 40 * m["hidden"])  # one layer again, and its keys and values once a response
+    active += 12 * 2 * cfg.group_size * (prompt + cfg.max_new_tokens) * m["hidden"]
     active += 12 * 1024 * m["words"]  # a chunk of logits: bf16, fp32, softmax, gradient
     student, d, reference = 12 * m["all"] / W, 12 * D / W, 2 * m["all"] / W
     judging = 2 * judge / W + (4e9 + 0.06 * judge) * (judge > 0)

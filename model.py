@@ -366,7 +366,10 @@ class Batch:
 
     @property
     def tree(self) -> torch.Tensor:
-        """(B, 1, T, T) boolean attention mask: causal, and only within the own segment or to the prompt (segment 0)."""
+        """(B, 1, T, T) boolean attention mask: causal, and only within the own segment or to the prompt (segment 0).
+
+        For models that take a plain mask only (the judge); ours get `Branches`, which says the same in less.
+        """
         s = self.segment
         causal = torch.ones(s.shape[1], s.shape[1], dtype=torch.bool, device=s.device).tril()
         return (causal & ((s[:, None, :] == 0) | (s[:, :, None] == s[:, None, :])))[:, None]
@@ -382,15 +385,14 @@ def pack(
     """One packed row per prompt: rows[b] are the token lists behind prompts[b]; R = sum of their number, in that order.
 
     skip[b][i] leading tokens of a row are context, not targets (0 without `skip`). Rows must not be empty. The length T
-    is padded to a multiple of 128 on a GPU (cuDNN attention with a mask gave NaN gradients at 64 mod 128, pytorch
-    #196678).
+    is padded to a multiple of 8 (64 on a GPU).
 
     Rows may be absent (rows[b] == []): then the batch holds bare prompts. Where the vision tower is trained, `blank`
     (a blank picture's tensors) stands in for a batch without pictures: ranks with pictures wait for this one's tower.
 
     Example: a prompt of 3 tokens and rows [7, 8], [9]: ids 3 + 2 + 1, positions 0 1 2 | 3 4 | 3; sources 2 3 | 2.
     """
-    align = 128 if torch.device(device).type == "cuda" else 8
+    align = 64 if torch.device(device).type == "cuda" else 8
     length = max(len(p.ids) + sum(map(len, r)) for p, r in zip(prompts, rows, strict=True))
     width = -(-length // align) * align
     count = sum(map(len, rows))
