@@ -164,11 +164,7 @@ def stock_step(student, D, prompts: list, groups: list, *more) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------ the plan
-TFLOPS, BANDWIDTH, GATHER = (
-    400e12,
-    2.0e12,
-    0.3e12,
-)  # what the plan assumes of a GPU; bytes a second gathered from others
+TFLOPS, BANDWIDTH, GATHER = 400e12, 2.0e12, 0.3e12  # what the plan assumes of a GPU; GATHER: bytes/s from the others
 TEACHER_TOKENS = 5000.0  # tokens a second of a served teacher
 PROMPT_TEXT, MEAN_RESPONSE = 200, 0.6  # tokens of a question; a response's mean length as a share of the longest
 
@@ -280,9 +276,8 @@ def hours_and_disk(cfg, gpus: int) -> dict[str, tuple[float, float]]:
     teaching = (len(cfg.teachers.split(",")) - len(here)) * samples * mean / TEACHER_TOKENS
     teaching += sum(answering(cfg, name, samples / gpus, teacher_phase(cfg, name)[1]) for name in here)
     once = (1 + cfg.eval_draws) / gpus  # responses a question of a validation
-    validating = answering(cfg, cfg.student, cfg.valid_questions * once) * (
-        1 + cfg.steps / (cfg.eval_every or cfg.steps)
-    )
+    validations = 1 + cfg.steps / (cfg.eval_every or cfg.steps)
+    validating = validations * answering(cfg, cfg.student, cfg.valid_questions * once)
     D = m["all"] - m["head"]
     return {
         "teachers": (teaching / 3600, tokens * 5 / 1e9),
@@ -379,9 +374,8 @@ def rollout_limit(student, prompts: list, group: int, length: int, flops: float,
     of, rows, kinds = count_of(student), len(prompts) * group, torch.finfo(student.hf.dtype).bits // 8
     head, context = of["hidden"] * of["words"], max(len(p.ids) for p in prompts) + length / 2
     pictures = sum((p.ids == student.base.config.image_token_id).sum().item() for p in prompts)
-    prefill = (
-        forward_flops(of, pack(prompts, [[]] * len(prompts)), 0) + 2 * of["vision"] * 4 * pictures
-    )  # 4 patches each
+    prefill = forward_flops(of, pack(prompts, [[]] * len(prompts)), 0)
+    prefill += 2 * of["vision"] * 4 * pictures  # four patches make an image token
     work = rows * (2 * (of["layers"] + head) + 4 * of["depth"] * of["hidden"] * context)
     moved = kinds * (of["layers"] + head + rows * context * of["kv"] / 2)
     return prefill / flops + (length - 1) * max(work / flops, moved / bandwidth)
@@ -414,9 +408,7 @@ def main(argv: list | None = None) -> dict:
     student.ends = [-1]  # nobody stops early: both sides write T tokens for every response
     student.freeze("vision")
     D = Discriminator(student)
-    optimizers = dict(
-        student=torch.optim.AdamW(student.parameters(), lr=0.0), D=torch.optim.AdamW(D.parameters(), lr=0.0)
-    )
+    optimizers = {who: torch.optim.AdamW(x.parameters(), lr=0.0) for who, x in (("student", student), ("D", D))}
     prompts = [student.encode_question(q) for q in world_questions("train", Q, cell=cell)]
     word = len(student.tokenizer) - 60
     twice = torch.randint(word, word + 60, (Q, 4 * G, T), generator=torch.Generator().manual_seed(0)).tolist()
