@@ -199,13 +199,18 @@ def count_of(vlm) -> dict[str, float]:
     return out | dict(hidden=text.hidden_size, wide=text.intermediate_size, words=text.vocab_size)
 
 
+def shards(gpus: int) -> int:
+    """The GPUs over which weights are cut: those of a node (8 where torchrun does not say)."""
+    return min(gpus, int(os.environ.get("LOCAL_WORLD_SIZE", 8)))
+
+
 def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
-    """GB (1e9) per GPU in each phase of a step, and of the host for all ranks together.
+    """GB (1e9) per GPU in each phase of a step, and of the host for all ranks of a node.
 
     12 bytes a parameter for master and optimiser, 4 for the gradient; keys and values are counted in every phase, since
     nothing frees them within a step; 3 GB for context, NCCL and fragmentation.
     """
-    m, judge, W = sizes(cfg.student), judge_parameters(cfg.judge), gpus
+    m, judge, W = sizes(cfg.student), judge_parameters(cfg.judge), shards(gpus)
     D = (m["all"] - m["head"]) * (cfg.discriminator != "none")
     prompt = (cfg.image_tokens or 256) + PROMPT_TEXT
     row = prompt + 2 * cfg.group_size * cfg.max_new_tokens
@@ -243,8 +248,8 @@ def answering(cfg, name: str, rows: float, gathered: bool = True) -> float:
 def teacher_phase(cfg, name: str) -> tuple[float, bool]:
     """GB per GPU for a teacher that is asked in process, and whether its weights stay gathered (teachers.py)."""
     t, rows = sizes(name), (cfg.image_tokens or 256) + PROMPT_TEXT + cfg.max_new_tokens
-    stays = 2 * t["all"] < 0.6e9 * cfg.gpu_memory
-    weights = 2 * t["all"] / cfg.gpus + (2 * t["all"] if stays else 4 * t["layer"] + 2 * t["root"])
+    stays = 2 * t["all"] * (1 + 1 / shards(cfg.gpus)) < 0.6e9 * cfg.gpu_memory
+    weights = 2 * t["all"] / shards(cfg.gpus) + (2 * t["all"] if stays else 4 * t["layer"] + 2 * t["root"])
     return (3e9 + weights + cfg.rollout_rows * rows * t["kv"]) / 1e9, stays
 
 
@@ -307,7 +312,7 @@ def print_plan(cfg) -> None:
         fits = max([worst, *teaching]) < 0.93 * cfg.gpu_memory
         verdict = f"fits with --offload {offload}" if fits else verdict
         of = "  ".join(f"{name} {x:.0f}" for name, x in gb.items())
-        print(f"GB per GPU, --offload {offload}: {of}  (host {host:.0f}, all ranks)  {'fits' if fits else 'too much'}")
+        print(f"GB per GPU, --offload {offload}: {of}  (host {host:.0f} a node)  {'fits' if fits else 'too much'}")
     for stage, (hours, disk) in hours_and_disk(cfg, cfg.gpus).items():
         print(f"{stage}: {hours:.1f} hours, {disk:.1f} GB on disk")
     print(

@@ -149,7 +149,7 @@ class Run:
             return
         text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
         part = self.path / (name + ".part")
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         part.replace(self.path / name)
 
     def log(self, name: str, **row) -> None:
@@ -228,7 +228,7 @@ class Checkpoints:
             for going_on in filter(None, (self.saving, self.seal)):
                 going_on.result()
         except (Exception, CheckpointException) as error:
-            said = str(error).strip().splitlines()[-1][:120]
+            said = (str(error).strip() or repr(error)).splitlines()[-1][:120]
             raise UserError(
                 f"{self.folder}: a checkpoint cannot be written ({said}); if the disk is full, make room: the same "
                 "command goes on from the checkpoint before it"
@@ -266,6 +266,16 @@ class Checkpoints:
             break
         self.run.rewind(self.stage, step)
         return step
+
+
+def kept_rows(run: Run, file: Path) -> list[dict]:
+    """The whole lines of a JSONL file that is written as things arrive; rank 0 cuts off one that a kill tore."""
+    if run.first:
+        with file.open("ab+") as out:
+            out.seek(0)
+            out.truncate(out.read().rfind(b"\n") + 1)
+    wait()
+    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
 
 
 def checksum(path: Path) -> list[int]:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
 from data import Question, UserError, read_jsonl, seed_of
 from judge import Judge, Server, ask_teacher_server
 from model import FULL, VLM, deal, dealt, everyone, everyone_of, family_of, find_folder, pack, ranks, wait
 from rollout import PURE, Response, Sampling, rollout
-from run import HOME, Run, compute_dtype, questions_in, slices, split
+from run import HOME, Run, compute_dtype, kept_rows, questions_in, slices, split
 
 FOLDER = HOME / "results" / "teachers"  # committed: each tiny teacher's weights and its cached responses
 SAMPLES, TEMPERATURE = 8, 0.8  # how the committed responses were drawn
@@ -45,9 +46,10 @@ def teacher_folder(name: str) -> Path:
 def teacher_model(name: str, run: Run) -> VLM:
     """A teacher, sharded over all ranks; where a GPU can hold all of it, its weights stay gathered once they were."""
     vlm = run.sharded(teacher_folder(name), dtype=compute_dtype(run.cfg)).requires_grad_(False)
-    weights = sum(p.numel() * p.element_size() for p in vlm.parameters())
-    if run.device != "cpu" and weights < 0.6 * torch.cuda.get_device_properties(run.device).total_memory:
-        vlm.set_reshard_after_forward(False)
+    if run.device != "cpu":
+        whole = sum(p.numel() * p.element_size() for p in vlm.parameters())
+        if whole * (1 + 1 / run.mesh.size(-1)) < 0.6 * torch.cuda.get_device_properties(run.device).total_memory:
+            vlm.set_reshard_after_forward(False)  # the shard stays beside what was gathered
     return vlm
 
 
@@ -57,11 +59,14 @@ def own_answers(name: str, questions: list, run: Run) -> Iterator[tuple]:
     """
     cfg, vlm = run.cfg, teacher_model(name, run)
     how, more = Sampling(temperature=cfg.teacher_temperature), dict(purpose=(0, "teacher", name))
-    for part in slices(len(questions), 64 * ranks()[1]):
+    side_by_side = min(64, max(1, cfg.rollout_rows // cfg.teacher_samples))  # one pass: what is done is on disk
+    for part in slices(len(questions), side_by_side * ranks()[1]):
         asked, own = dealt(questions[part])
         prompts, names = [vlm.encode_question(q) for q in asked], [q.id for q in asked]
         more |= dict(source=name, max_rows=cfg.rollout_rows)
         groups = rollout(vlm, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, how, **more)
+        if isinstance(vlm, FSDPModule):  # it notes every forward until a backward pass comes
+            vlm.reset_iter_state()
         for r in (r for group in everyone(groups[:own]) for r in group):
             yield r.question, r.index, r.text, r.finished
     del vlm
@@ -86,11 +91,7 @@ def ask_teacher(name: str, url: str, questions: list, run: Run) -> list[Response
     Each is written down as it arrives, so that a killed run asks for the rest only.
     """
     samples, part = run.cfg.teacher_samples, run.path / f"teachers-{name.replace('/', '-')}.part.jsonl"
-    if run.first:
-        text = part.read_text() if part.exists() else ""
-        part.write_text(text[: text.rfind("\n") + 1])  # a torn last line is asked for again
-    wait()
-    done = {(r["question"], r["index"]) for r in map(json.loads, part.read_text().splitlines())}
+    done = {(r["question"], r["index"]) for r in kept_rows(run, part)}
     todo = [q for q in questions if any((q.id, i) not in done for i in range(samples))]
     arriving = iter(()) if not todo else served_answers(url, todo, run, done) if url else own_answers(name, todo, run)
     bar = tqdm(
@@ -100,13 +101,12 @@ def ask_teacher(name: str, url: str, questions: list, run: Run) -> list[Response
         for question, index, text, finished in arriving:
             if run.first and (question, index) not in done:
                 row = dict(question=question, index=index, text=text, finished=finished)
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row) + "\n")
                 file.flush()
                 bar.update()
     bar.close()
-    wait()
     place = {q.id: i for i, q in enumerate(questions)}
-    rows = [r for r in map(json.loads, part.read_text().splitlines()) if r["question"] in place]
+    rows = [r for r in kept_rows(run, part) if r["question"] in place]
     rows.sort(key=lambda r: (place[r["question"]], r["index"]))
     return [Response(r["question"], r["index"], name, [], r["text"], r["finished"]) for r in rows]
 
@@ -229,11 +229,7 @@ def select(run: Run) -> None:
     """
     cfg, file = run.cfg, run.path / "scores.jsonl"
     questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns)
-    if run.first:
-        text = file.read_text() if file.exists() else ""
-        file.write_text(text[: text.rfind("\n") + 1])
-    wait()
-    scores = {r["question"]: r["score"] for r in map(json.loads, file.read_text().splitlines())}
+    scores = {r["question"]: r["score"] for r in kept_rows(run, file)}
     student = run.whole(cfg.student)
     teacher = teacher_model(teacher_names(cfg)[0], run) if cfg.select == "log-prob" else None
     limit = student.hf.config.get_text_config().max_position_embeddings

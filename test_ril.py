@@ -2243,8 +2243,10 @@ def test_a_sharded_teacher_says_on_two_ranks_what_it_says_on_one_and_goes_on_aft
         command(tmp_path, "--run", "killed", *flags)
     (part,) = (tmp_path / "runs/killed").glob("teachers-*.part.jsonl")
     assert len(part.read_text().splitlines()) == 2 * 64
-    with part.open("r+b") as file:  # and the last line torn
+    with part.open("r+b") as file:  # and the last line torn, inside a character of several bytes
         file.truncate(part.stat().st_size - 9)
+        file.seek(0, 2)
+        file.write(b"\xc3")
     command(tmp_path, "--run", "killed", *flags)
     assert (tmp_path / "runs/killed/teachers.jsonl").read_bytes() == one and calls[2:] == [len(rows) // 2 - 63]
 
@@ -2455,6 +2457,14 @@ def test_the_plan_says_what_fits_without_weights(student, gpus, memory, says, ca
     assert says in out.splitlines()[-1] and "hours" in out and "host" in out
 
 
+def test_the_plan_cuts_weights_over_the_gpus_of_a_node_only(monkeypatch):
+    cfg, gb = train.parse(["--student", "qwen2.5-vl-7b", "--questions-per-step", "128"]), {}
+    for gpus, of_a_node in ((8, 8), (16, 8), (8, 4)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(of_a_node))
+        gb[gpus, of_a_node] = bench.phases(cfg, gpus, "none")["student"]
+    assert gb[16, 8] == pytest.approx(gb[8, 8], rel=0.1) and gb[8, 4] > gb[8, 8] + 20
+
+
 def test_a_published_name_comes_from_the_hub_and_without_it_one_line_says_what_works(tmp_path, monkeypatch):
     import huggingface_hub
 
@@ -2503,7 +2513,8 @@ def test_a_served_teachers_answers_survive_a_dead_server_without_loss_or_doubles
         if len(served) >= 50 and dying:
             return handler.reply(503, {})
         served.append((body["messages"][0]["content"][-1]["text"], body["seed"]))
-        handler.say("i see red circle. the answer is red <|im_end|>", reason="length" if len(served) == 3 else "stop")
+        text = "i see red\u2028circle. the answer is red <|im_end|>"  # with what str.splitlines takes for a line's end
+        handler.say(text, reason="length" if len(served) == 3 else "stop")
 
     with stub_server(answer) as (url, _):
         flags = ["--run", "t", *SMALL, "--data", file, "--student", str(straight / "sft"), "--steps", "1"]
@@ -2517,7 +2528,7 @@ def test_a_served_teachers_answers_survive_a_dead_server_without_loss_or_doubles
         part.write_text(part.read_text() + '{"question": "tor')
         dying.clear()
         command(tmp_path, *flags)
-    rows = [json.loads(x) for x in (tmp_path / "runs/t/teachers.jsonl").read_text().splitlines()]
+    rows = [json.loads(x) for x in (tmp_path / "runs/t/teachers.jsonl").read_text().split("\n")[:-1]]
     train_part = data.split_questions(data.load_questions(tmp_path / file))["train"]
     assert sorted(r["question"] for r in rows) == sorted(2 * [q.id for q in train_part])
     assert len(set(served)) == len(served)  # no sample was asked for twice

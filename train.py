@@ -434,6 +434,9 @@ def build_teachers(run: Run) -> None:
     vlm = run.sharded(name)
     fit(run, vlm, "build-teachers", cfg.sft_steps, TINY[name].voice)
     save(vlm, FOLDER / name)
+    if run.first:
+        for old in run.path.glob("teachers-*.part.jsonl"):
+            old.unlink()
     responses = ask_teacher(name, "", split(cfg)["train"], run)
     if run.first:
         part = FOLDER / name / "responses.jsonl.part"
@@ -790,6 +793,8 @@ def evaluate_run(run: Run) -> None:
     for who in tqdm(players, "evaluation", delay=2, disable=not run.first):
         asked = teacher_model(players[who], run) if who.startswith("teacher") else run.whole(players[who])
         found = evaluate(asked, test, judge, *how)
+        del asked
+        gc.collect()  # a sharded model lies in a circle of references
         texts[who] = found.pop("texts")
         answers += [dict(who=who, **row) for row in found.pop("answers")]
         summary |= {f"{name}_{who}": value for name, value in rounded(found).items() if name != "questions"}
