@@ -2125,6 +2125,34 @@ def test_the_readmes_commands_and_paths_exist():
         assert (HOME / "results" / path).exists(), path
 
 
+def python_of_readme(word: str) -> str:
+    """The README's block of Python that holds a word."""
+    (block,) = (x for x in re.findall(r"```python\n(.*?)```", (HOME / "README.md").read_text(), re.S) if word in x)
+    return block
+
+
+def test_the_readmes_third_family_is_exact_and_trains(tmp_path, monkeypatch):
+    for table in ("FAMILIES", "TINY"):
+        monkeypatch.setattr(model, table, dict(getattr(model, table)))
+    exec(python_of_readme("FAMILIES["), {})
+    vlm, questions = model.load("tiny-qwen2", 3), questions_of_all_shapes()[:4]
+    assert type(vlm.hf).__name__ == "Qwen2VLForConditionalGeneration"
+    prompts = vlm.see([vlm.encode_question(q) for q in questions])
+    rows = [[vlm.reply_ids("red"), vlm.reply_ids("the answer is blue")]] * len(prompts)
+    with torch.no_grad():
+        together = vlm(model.pack(prompts, rows))
+        alone = [vlm(model.pack([p], [[r]]))[0] for p, rs in zip(prompts, rows, strict=True) for r in rs]
+    assert all(torch.allclose(t[: len(a)], a, atol=1e-5) for t, a in zip(together, alone, strict=True))
+    for p, (r,) in zip(prompts, ro.rollout(vlm, prompts, [q.id for q in questions], 1, 12, ro.GREEDY), strict=True):
+        how = dict(max_new_tokens=12, do_sample=False, suppress_tokens=vlm.banned_ids)
+        stock = vlm.hf.generate(**stock_inputs(vlm, p, p.ids), **how)
+        assert stock[0, len(p.ids) :].tolist() == r.ids
+    model.save(vlm, tmp_path / "student", torch.float32)
+    few = ["--run", "t", "--student", str(tmp_path / "student"), *SMALL, "--steps", "1", "--d-steps", "1"]
+    command(tmp_path, *few)
+    assert metrics(tmp_path / "runs/t")[-1]["stage"] == "ril" and (tmp_path / "runs/t/student/config.json").is_file()
+
+
 def test_the_readmes_lines_turn_public_sets_into_our_questions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture = data.world_questions("train", 1)[0].images[0]
@@ -2138,7 +2166,7 @@ def test_the_readmes_lines_turn_public_sets_into_our_questions(tmp_path, monkeyp
     x = dict(problem_text="Find x.", choices=["1.0", "2.0", "3.0", "4.0"], answer="B", id=7)
     Path("train/7/data.json").write_text(json.dumps(x))
     made: dict = {}
-    exec(re.search(r"```python\n(.*?)```", (HOME / "README.md").read_text(), re.S)[1], made)
+    exec(python_of_readme("chartqa"), made)
     found = []
     for name in ("chartqa", "ai2d", "geometry3k"):
         made["write"](made[name]())
