@@ -508,11 +508,13 @@ class Branches:
     """The tree mask for `tree_attention`: stock code hands it from layer to layer in the mask's place."""
 
     def __init__(self, batch: Batch):
-        self.prompt, self.own = batch.prompt, batch.place >= 0
+        self.prompt, own = batch.prompt, batch.place >= 0
         self.place, self.row = batch.place.clamp(min=0), batch.place[:, 0] // batch.ids.shape[1]
+        self.live = own.flatten().nonzero()[:, 0]  # found once: in every layer it would wait for the GPU
+        self.there = batch.place.flatten()[self.live]
         length = (batch.segment == 0).sum(1)[self.row]  # of each response's prompt
         before = torch.arange(self.prompt, device=length.device) < length[:, None]
-        causal = self.own.new_ones(self.own.shape[1], self.own.shape[1]).tril() & self.own[:, None]
+        causal = own.new_ones(own.shape[1], own.shape[1]).tril() & own[:, None]
         self.mask = torch.cat([before[:, None].expand(-1, causal.shape[1], -1), causal], 2)[:, None]  # (R, 1, L, P + L)
 
 
@@ -524,14 +526,13 @@ def tree_attention(module, q, k, v, attention_mask, scaling=None, **more):
         return sdpa_attention_forward(module, q, k, v, attention_mask, scaling=scaling, **more)
     k, v = (repeat_kv(x, module.num_key_value_groups) for x in (k, v))
     B, H, T, dim = q.shape
-    heads = [x[:, :, : tree.prompt] for x in (q, k, v)]
-    out = F.scaled_dot_product_attention(*heads, is_causal=True, scale=scaling).transpose(1, 2)
+    of_prompts = [x[:, :, : tree.prompt] for x in (q, k, v)]
+    out = F.scaled_dot_product_attention(*of_prompts, is_causal=True, scale=scaling).transpose(1, 2)
     out = F.pad(out, (0, 0, 0, 0, 0, T - tree.prompt)).flatten(0, 1)
-    tails = [x.transpose(1, 2).flatten(0, 1)[tree.place].transpose(1, 2) for x in (q, k, v)]  # (R, heads, L, dim)
-    seen = [torch.cat([head[tree.row], tail], 2) for head, tail in zip(heads[1:], tails[1:], strict=True)]
-    found = F.scaled_dot_product_attention(tails[0], *seen, attn_mask=tree.mask, scale=scaling).transpose(1, 2)
-    out = out.index_put((tree.place[tree.own],), found[tree.own])
-    return out.view(B, T, H, dim), None
+    own = [x.transpose(1, 2).flatten(0, 1)[tree.place].transpose(1, 2) for x in (q, k, v)]  # (R, heads, L, dim)
+    seen = [torch.cat([x[tree.row], y], 2) for x, y in zip(of_prompts[1:], own[1:], strict=True)]
+    found = F.scaled_dot_product_attention(own[0], *seen, attn_mask=tree.mask, scale=scaling).transpose(1, 2)
+    return out.index_copy(0, tree.there, found.flatten(0, 1)[tree.live]).view(B, T, H, dim), None
 
 
 ALL_ATTENTION_FUNCTIONS.register("sdpa", tree_attention)  # under the stock name: exported configurations stay stock
