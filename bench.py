@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from data import Flags, UserError, run_command, world_questions
+from data import Flags, UserError, read_jsonl, run_command, world_questions
 from discriminator import Discriminator, discriminator_loss
 from grpo import advantages, policy_loss
 from judge import is_url
@@ -275,7 +275,7 @@ def hours_and_disk(cfg, gpus: int) -> dict[str, tuple[float, float]]:
     body = 2 * m["layers"] * (prompt + (4 * cfg.mu + 1) * (row + texts)) + 2 * m["vision"] * 4 * prompt
     flops = body + 2 * m["hidden"] * m["words"] * (4 * cfg.mu + 1) * 2 * G * mean + judge
     step = mine * flops / TFLOPS + answering(cfg, cfg.student, G * mine)
-    questions = cfg.steps * cfg.questions_per_step if cfg.data else cfg.pool
+    questions = 0.8 * len(read_jsonl(cfg.data)) if cfg.data else cfg.pool  # the training part
     samples, here = questions * cfg.teacher_samples, asked_here(cfg)
     tokens = samples * mean * len(cfg.teachers.split(","))
     teaching = (len(cfg.teachers.split(",")) - len(here)) * samples * mean / TEACHER_TOKENS
@@ -414,6 +414,11 @@ def main(argv: list | None = None) -> dict:
     student.freeze("vision")
     D = Discriminator(student)
     optimizers = {who: torch.optim.AdamW(x.parameters(), lr=0.0) for who, x in (("student", student), ("D", D))}
+    for optimizer in optimizers.values():  # their first step makes their state: not part of a step
+        for p in (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad):
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        optimizer.zero_grad()
     prompts = [student.encode_question(q) for q in world_questions("train", Q, cell=cell)]
     word = len(student.tokenizer) - 60
     twice = torch.randint(word, word + 60, (Q, 4 * G, T), generator=torch.Generator().manual_seed(0)).tolist()

@@ -2,9 +2,8 @@
 
 A question is a text, the pictures it is about, and the answer that a judge compares with. It comes from
 
-    your JSONL file     {"id": "q1", "image": "pictures/1.png", "question": "How many cups?", "answer": "3"}   (one line
-    each) the tiny world      3 x 3 pictures of coloured shapes, drawn here; two-hop questions make look-then-answer
-    useful
+    your JSONL file   {"id": "q1", "image": "pictures/1.png", "question": "How many cups?", "answer": "3"}, one a line
+    the tiny world    3 x 3 pictures of coloured shapes, drawn here; two-hop questions make look-then-answer useful
 
 Left out on purpose: video, audio, downloading. This file knows no torch: pictures are PIL images, the rest is plain
 Python.
@@ -58,6 +57,9 @@ def run_command(main) -> None:
     try:
         main()
         return
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        code = 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -142,7 +144,7 @@ def read_jsonl(path: str | Path, required: tuple[str, ...] = ()) -> list[tuple[s
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; give a JSONL file with one question a line (README, 'Your own questions')"
+            f"{path}: no such file; give a file of JSON lines (README, 'Bring your own data, teacher and judge')"
         )
     rows = []
     with path.open(encoding="utf-8", errors="replace") as lines:

@@ -78,15 +78,17 @@ def evaluate(
     """Answer every question once greedily and `draws` times at temperature 1, `max_rows` at a time; over ranks, each
     its share.
 
-    -> greedy, sampled (accuracies with 95 % intervals: Wilson, bootstrap over questions), tokens per sampled answer,
-    the share that was cut off, accuracy by kind of question where known, and `texts`: the greedy response of each
-    question.
+    -> greedy, sampled (accuracies with 95 % intervals: Wilson, bootstrap over questions), tokens and entropy of the
+    sampled answers, the share that was cut off, accuracy by kind and looks where the world knows them, `texts` (the
+    greedy response of each question) and `answers` (each question's verdict and share).
     """
-    from model import dealt, everyone
+    from model import dealt, everyone, ranks
     from rollout import PURE, rollout
 
     (asked, own), groups = dealt(questions), []  # a group: the greedy response to a question, then the sampled ones
-    for i in range(0, len(asked), 128):
+    from tqdm import tqdm
+
+    for i in tqdm(range(0, len(asked), 128), "questions", delay=2, leave=False, disable=ranks()[0] > 0):
         part = asked[i : i + 128]
         prompts, names = [student.encode_question(q) for q in part], [q.id for q in part]
         best = greedy_answers(student, prompts, names, max_new_tokens, max_rows)
@@ -740,6 +742,8 @@ def main(judge=None) -> None:
     args.max_new_tokens = args.max_new_tokens or (2048 if args.benchmarks else 40)
     if args.draws < 0 or min(args.questions, args.max_new_tokens, args.batch) < 1 or min(args.limit, args.check) < 0:
         raise UserError("--draws, --limit, --check: at least 0; --questions, --max-new-tokens, --batch: at least 1")
+    if args.judge_model and not args.benchmarks:
+        raise UserError("--judge-model goes with --benchmarks; else name the model in the address: --judge URL#MODEL")
     if args.benchmarks:
         args.limit = args.limit or PRESETS[args.preset]
         return run_benchmarks(args, judge)

@@ -3,8 +3,10 @@ files.
 
 Read it beside the paper (arXiv 2510.19307, section 3; Dr.GRPO: arXiv 2503.20783). Letters, here and everywhere:
 
-    Q  questions of the step          N  responses of one question: its group (G of the student + G of the teachers =
-    2G) R  responses of the pass (Q * N)  L  longest response of the pass, in tokens; shorter ones are masked
+    Q  questions of the step
+    N  responses of one question: its group (G of the student + G of the teachers = 2G)
+    R  responses of the pass (Q * N)
+    L  longest response of the pass, in tokens; shorter ones are masked
 
 The loss of a step is a sum over its tokens divided by constants of the step, never by a count of what happens to lie in
 the micro-batch at hand. So it does not change with the micro-batch or the number of GPUs: losses of parts add up.

@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import time
 import unicodedata
 import urllib.error
@@ -203,6 +204,8 @@ class Server:
             except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
                 said = f"{type(error).__name__}: {one_line(error)}"
             if attempt < self.tries - 1:
+                if attempt > 1:  # the first failures are nothing to speak of
+                    print(f"  {self.url}: {said}; trying again in {pause:.0f} s", file=sys.stderr, flush=True)
                 self.sleep(pause)
         raise UserError(f"{self.url}: {self.tries} tries without a usable answer (last: {said}); is it running?")
 

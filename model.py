@@ -550,7 +550,7 @@ def language_positions(base: nn.Module, positions: torch.Tensor) -> torch.Tensor
     return positions if axes else positions[0]
 
 
-def token_logps(hidden, head, target, banned, temperature: float = 1.0, chunk: int = 1024) -> torch.Tensor:
+def token_logps(hidden, head, target, banned, chunk: int = 1024) -> torch.Tensor:
     """log pi(target) in fp32: hidden (N, H), target (N,) -> (N,), in chunks of tokens.
 
     With a vocabulary of 152k the logits are the largest tensor of a step: a chunk's are recomputed in the backward
@@ -558,7 +558,7 @@ def token_logps(hidden, head, target, banned, temperature: float = 1.0, chunk: i
     """
 
     def part(h, t):
-        logits = head(h).float() / temperature + banned
+        logits = head(h).float() + banned
         return -F.cross_entropy(logits, t, reduction="none")
 
     pieces = zip(hidden.split(chunk), target.split(chunk), strict=True)
@@ -603,12 +603,10 @@ class VLM(nn.Module):
         """Where the weights are."""
         return self.banned.device
 
-    def forward(self, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
+    def forward(self, batch: Batch) -> torch.Tensor:
         """Log-probs of the packed responses: (R, L), zero outside batch.mask."""
         hidden = trunk(self.base, self.family, batch)
-        logps = token_logps(
-            hidden[batch.source[batch.mask]], self.hf.lm_head, batch.target[batch.mask], self.banned, temperature
-        )
+        logps = token_logps(hidden[batch.source[batch.mask]], self.hf.lm_head, batch.target[batch.mask], self.banned)
         return logps.new_zeros(batch.mask.shape).index_put((batch.mask,), logps)
 
     # ---- text and pictures in, text out

@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import resource
 import shlex
 import shutil
@@ -73,6 +74,11 @@ def split(cfg) -> dict[str, list]:
     return {name: world_questions(name, size, cell=cell) for name, size in sizes.items()}
 
 
+def without_host(value):
+    """A setting without the hosts in it: a served model may move; #MODEL and the names before = stay."""
+    return re.sub(r"https?://[^,#]*", "http://", value) if isinstance(value, str) else value
+
+
 def budget():
     """bench.py, where plan and pilot stand beside the measurements; it is loaded on demand only."""
     return importlib.import_module("bench")
@@ -92,16 +98,19 @@ class Run:
             shutil.rmtree(self.path, ignore_errors=True)
         wait()
         mine = dataclasses.asdict(cfg)
-        mine["data_hash"] = hashlib.sha256(Path(cfg.data).read_bytes()).hexdigest()[:16] if cfg.data else ""
+        for name in ("data", "teachers_file", "sft_data"):
+            file = getattr(cfg, name)
+            mine[f"{name}_hash"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
         self.path.mkdir(parents=True, exist_ok=True)
         if (self.path / "config.json").exists():
             theirs = json.loads((self.path / "config.json").read_text())["settings"]
             free = "stage resume run keep checkpoint_every threads device offload plan gpus gpu_memory".split()
-            differ = [k for k in mine if k not in free and mine[k] != theirs.get(k)]
+            differ = [k for k in mine if k not in free and without_host(mine[k]) != without_host(theirs.get(k))]
             if differ:
                 change = ", ".join(f"{k} {theirs.get(k)!r} -> {mine[k]!r}" for k in differ)
                 raise UserError(
-                    f"{self.path} holds a run of another configuration: {change}; choose --run NAME or --no-resume"
+                    f"{self.path} holds a run of another configuration: {change}; "
+                    "choose --run NAME, or --no-resume, which deletes it"
                 )
         else:
             commit = subprocess.run(

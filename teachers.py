@@ -58,7 +58,7 @@ def own_answers(name: str, questions: list, run: Run) -> Iterator[tuple]:
     our own rollout. Every rank has a share of the questions and gets all answers.
     """
     cfg, vlm = run.cfg, teacher_model(name, run)
-    how, more = Sampling(temperature=cfg.teacher_temperature), dict(purpose=(0, "teacher", name))
+    how, more = Sampling(temperature=cfg.teacher_temperature), dict(purpose=(cfg.seed, "teacher", name))
     side_by_side = min(64, max(1, cfg.rollout_rows // cfg.teacher_samples))  # one pass: what is done is on disk
     for part in slices(len(questions), side_by_side * ranks()[1]):
         asked, own = dealt(questions[part])
@@ -144,7 +144,10 @@ def teachers(run: Run) -> None:
         if name == "reference":
             got += [Response(q.id, 0, name, [], q.answer) for q in questions]
         elif cfg.teachers_file:
-            got += responses_in(cache, name, cfg, wanted)
+            mine = responses_in(cache, name, cfg, wanted)
+            if not mine:
+                raise UserError(f"{cache}: no response of {name!r} to any training question; correct --teachers or it")
+            got += mine
         else:
             committed = cache.exists() and alike and not cfg.data and not url
             mine = responses_in(cache, name, cfg, wanted) if committed else []
@@ -190,8 +193,13 @@ class TeacherCache:
             print(f"  {cut} teacher responses are left out: cut off, empty, or over {cfg.max_new_tokens} tokens")
         none = [q for q, found in self.of.items() if not any(found.values())]
         if none:
-            fix = f"see {run.path}/teachers.jsonl, or raise --max-new-tokens"
-            raise UserError(f"no whole teacher response to {len(none)} questions, the first is {none[0]!r}; {fix}")
+            some = ", ".join(map(repr, none[:5])) + ", ..." * (len(none) > 5)
+            print(f"  {len(none)} questions are left out, no teacher has a whole response to them: {some}")
+        if len(none) == len(questions):
+            raise UserError(
+                f"no whole teacher response to any question, see {run.path}/teachers.jsonl; another run with a larger "
+                "--max-new-tokens may have some"
+            )
         for found in self.of.values():
             for name, mine in found.items():
                 found[name] = [x for x in mine if x[1] or not cfg.right_only][: cfg.cached or None]
@@ -205,7 +213,7 @@ class TeacherCache:
                     filled += len(found[name]) - len(mine)
         if filled:
             print(f"  {filled} responses stand in for those of a teacher that has too few to a question")
-        self.questions = [q for q in questions if any(self.of[q.id].values())]  # fewer only with --right-only
+        self.questions = [q for q in questions if any(self.of[q.id].values())]
         if not self.questions:
             raise UserError("--right-only leaves no question: no cached response is right")
 

@@ -45,6 +45,7 @@ import teachers
 import train
 from results import judge_cases
 from results.collect import collect
+from run import without_host
 
 torch.set_num_threads(1)
 HOME = Path(__file__).resolve().parent
@@ -2579,10 +2580,30 @@ def test_responses_from_a_file_fill_in_for_a_teacher_that_has_too_few(straight, 
         "".join(json.dumps(x) + "\n" for x in lines if x["question"] != questions[3].id)
     )
     shutil.rmtree(tmp_path / "runs")
-    with pytest.raises(
-        data.UserError, match=f"no whole teacher response to 1 questions, the first is '{questions[3].id}'"
-    ):
-        command(tmp_path, *flags, "--student", str(straight / "sft"))
+    command(tmp_path, *flags, "--student", str(straight / "sft"))
+    assert f"1 questions are left out, no teacher has a whole response to them: '{questions[3].id}'" in (
+        capsys.readouterr().out
+    )
+    flags[flags.index("a,b")] = "a,c"
+    with pytest.raises(data.UserError, match="said.jsonl: no response of 'c' to any training question"):
+        command(tmp_path, *flags, "--student", str(straight / "sft"), "--no-resume")
+    assert not (tmp_path / "runs/f/teachers.jsonl").exists()  # mended, the same command goes on
+    (tmp_path / "said.jsonl").write_text(json.dumps(lines[0] | dict(teacher="c")) + "\n" + json.dumps(lines[0])[:-9])
+    with pytest.raises(data.UserError, match="said.jsonl:2: not JSON"):
+        train.parse(flags)
+
+
+def test_a_served_model_may_move_and_the_run_goes_on():
+    moved = [without_host(f"big=http://{host}/v1,tiny-qwen-teacher") for host in ("a:1", "10.0.0.7:8000")]
+    assert moved[0] == moved[1] == "big=http://,tiny-qwen-teacher"
+    assert without_host("http://a/v1#m") == without_host("https://b:2/v1#m") != without_host("http://a/v1#n")
+
+
+def test_held_out_questions_are_left_out_of_the_warm_start(tmp_path, capsys):
+    mine = str(tmp_path / own_questions(tmp_path))
+    cfg = train.Config(data=mine, sft_data=mine)
+    taught, parts = {q.id for q in train.sft_questions(cfg)}, train.split(cfg)
+    assert taught == {q.id for q in parts["train"]} and parts["test"] and "lines of" in capsys.readouterr().out
 
 
 def test_the_loop_runs_with_a_local_judge_and_remembers_its_verdicts(straight, judge_folder, tmp_path):

@@ -42,6 +42,7 @@ from data import (
     load_questions,
     look,
     questions_at,
+    read_jsonl,
     run_command,
     seed_of,
     world_lessons,
@@ -58,7 +59,7 @@ from grpo import (
     surrogate_metrics,
     teacher_advantages,
 )
-from judge import MALFORMED_ALARM, Judge, is_url, known_judge
+from judge import MALFORMED_ALARM, Judge, Server, is_url, known_judge
 from model import (
     FULL,
     JUDGES,
@@ -84,7 +85,7 @@ from model import (
     wait,
     whole,
 )
-from rollout import PAPER, PURE, Response, rollout
+from rollout import PAPER, PURE, Response, Sampling, rollout
 from run import (
     Checkpoints,
     Run,
@@ -252,7 +253,7 @@ class Config:
     eval_every: int = setting(10, "steps between validations", ours=50, zero=True)
     eval_draws: int = setting(4, "sampled answers per question in every evaluation", zero=True)
     checkpoint_every: int = setting(10, "steps between checkpoints (the warm start: ten times that)", ours=50)
-    keep: int = setting(2, "checkpoints kept; with --stage select: questions kept")
+    keep: int = setting(2, "checkpoints kept; with --stage select: questions kept (2, the default: all)")
 
 
 def parse(argv: list[str]) -> Config:
@@ -290,12 +291,19 @@ def parse(argv: list[str]) -> Config:
     if not cfg.resume and cfg.stage not in ("all", "build-teachers", "select"):
         raise UserError(f"--no-resume deletes the run and begins anew: it does not go with --stage {cfg.stage}")
     known_judge(cfg.judge)
-    for file in filter(None, (cfg.teachers_file, cfg.sft_data)):
-        if not Path(file).is_file():
-            raise UserError(f"{file}: no such file; correct --teachers-file or --sft-data")
+    for file, fields in (
+        (cfg.teachers_file, ("question", "teacher", "text")),
+        (cfg.sft_data, ("id", "question", "answer")),
+    ):
+        if file:  # read now: a torn line is named before anything is written
+            read_jsonl(file, fields)
     if cfg.stage == "select" and not cfg.data:
         raise UserError("--stage select chooses from your questions: it needs --data")
     names = teacher_names(cfg)
+    if "" in names:
+        raise UserError(f"--teachers {cfg.teachers}: an empty name; give A, A,B or NAME=URL")
+    for entry in filter(lambda x: "=" in x, cfg.teachers.split(",")):
+        Server(entry.partition("=")[2])  # or one line that says what is wrong with the address
     for name in cfg.teachers.split(",") if cfg.stage != "build-teachers" and cfg.teacher_use != "none" else ():
         if name != "reference" and "=" not in name and name not in FULL and not cfg.teachers_file:
             teacher_folder(name)
@@ -340,6 +348,11 @@ def parse(argv: list[str]) -> Config:
     return cfg
 
 
+def sampling_of(cfg: Config) -> Sampling:
+    """How the student samples what D and the loop see."""
+    return PAPER if cfg.sampling == "paper" else PURE
+
+
 def frozen_parts(cfg: Config) -> list[str]:
     """--frozen as a list; none is the empty one."""
     return [] if cfg.frozen == "none" else cfg.frozen.split(",")
@@ -375,11 +388,25 @@ def own_lessons(vlm: VLM, questions: list, step: int, seed: int, count: int):
     return pack(prompts, replies, device=vlm.device, blank=vlm.blank()), sum(len(r) for (r,) in rows)
 
 
+def sft_questions(cfg: Config) -> list:
+    """The lines of --sft-data, without those about held-out questions or pictures of --data; [] without the flag."""
+    lines = load_questions(cfg.sft_data) if cfg.sft_data else []
+    parts = split(cfg) if lines and cfg.data else {"valid": [], "test": []}
+    held = parts["valid"] + parts["test"]
+    names = {Path(p).resolve() for q in held for p in q.images} | {q.id for q in held}
+    kept = [q for q in lines if not names & {q.id, *(Path(p).resolve() for p in q.images)}]
+    if len(kept) < len(lines):
+        print(f"  {len(lines) - len(kept)} lines of {cfg.sft_data} are left out: their questions are held out")
+    if lines and not kept:
+        raise UserError(f"--sft-data {cfg.sft_data}: all its lines are about held-out questions; give others")
+    return kept
+
+
 def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
     """Supervised fine-tuning, on the tiny world with everything trained (a tiny model starts from random weights), or
     on --sft-data.
     """
-    cfg, own = run.cfg, load_questions(run.cfg.sft_data) if run.cfg.sft_data else []
+    cfg, own = run.cfg, sft_questions(run.cfg)
     vlm.freeze(*(() if cfg.student in TINY or voice else ("vision",))).train()
     optimizer = adamw(vlm, cfg.sft_lr)
     checkpoints = Checkpoints(run, stage, {"student": (vlm, optimizer)}, 10 * cfg.checkpoint_every)
@@ -473,7 +500,7 @@ def discriminator(run: Run) -> None:
         """This rank's packed texts, who wrote them, and the number of questions of the step."""
         asked, own = dealt(questions)
         prompts, names = [student.encode_question(q) for q in asked], [q.id for q in asked[:own]]
-        n, sampled = cfg.teacher_samples, (cfg.max_new_tokens, PURE, (cfg.seed, "d", step))
+        n, sampled = cfg.teacher_samples, (cfg.max_new_tokens, sampling_of(cfg), (cfg.seed, "d", step))
         with on_gpu(run, student):
             fresh = rollout(student, prompts[:own], names, n, *sampled, max_rows=cfg.rollout_rows)
             seen = student.see(prompts)
@@ -533,7 +560,7 @@ def ril(run: Run) -> None:
     questions = cache.questions if cache else questions
     checkpoints, progress = Checkpoints(run, "ril", trained, cfg.checkpoint_every), {"best": -1.0, "best_step": -1}
     start = checkpoints.resume(progress)
-    how, P = PAPER if cfg.sampling == "paper" else PURE, cfg.questions_per_step
+    how, P = sampling_of(cfg), cfg.questions_per_step
     G, T = cfg.group_size * (cfg.student_rows != "none"), cache.rows if cache else 0  # rows of a group: G + T
     inside = G if cfg.teacher_use == "discriminator" else G + T  # the rows that make the group's mean
     rows = G if cfg.teacher_use in ("discriminator", "baseline") else G + T  # the rows that the policy is scored on
@@ -645,7 +672,7 @@ def ril(run: Run) -> None:
         row |= dict(ratio=sums[0] / sums[2], clipped=sums[1] / sums[2])
         row |= token_metrics(fresh, packed, logp_old, logp_ref, is_teacher[:, :rows], cut, cfg.kl)
         if run.first:
-            show(run, step, asked[0], groups[0], similarity[0], answer[0], reward[0], [0, G] if G and T else [0])
+            show(run, step, asked[0], groups[0], similarity[0], answer[0], advantage[0], [0, G] if G and T else [0])
         seconds = dict(rollout=clock_rollout - clock, discriminator=clock_d - clock_rollout)
         seconds |= dict(student=clock_student - clock_d, total=time.perf_counter() - clock)
         tokens = sum(int((b.segment >= 0).sum()) for b in packed)
@@ -717,19 +744,22 @@ def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str)
 
 def line(step: int, steps: int, row: dict, seconds: float) -> str:
     """One aligned line per step; the README says how to read it."""
+    d_accuracy = f"{row['d_accuracy']:.2f}" if "d_accuracy" in row else "-"
     return (
         f"  {step + 1:4d}/{steps}  sim {row['similarity']:.2f}  ans {row['answer']:.2f}"
-        f"  D acc {row.get('d_accuracy', 0):.2f}  dead {row['dead_groups']:.2f}  tokens {row['tokens']:4.1f}"
+        f"  D acc {d_accuracy}  dead {row['dead_groups']:.2f}  tokens {row['tokens']:4.1f}"
         f"  nll {row['nll_student']:.2f}/{row['nll_teacher']:.2f}  kl {row.get('kl', 0):.3f}"
         f"  grad {row['gradient_norm']:.2f}  {seconds:.2f} s"
     )
 
 
-def show(run: Run, step: int, question, group: list, similarity, answer, reward, which: list[int]) -> None:
-    """One shown question of the step: a student's and a teacher's response with both rewards and the advantage."""
+def show(run: Run, step: int, question, group: list, similarity, answer, advantage, which: list[int]) -> None:
+    """One shown question of the step: a student's and a teacher's response with both rewards and the advantage that
+    reaches the gradient (None: the policy is not scored on this row).
+    """
     chosen = [
         dict(source=group[i].source, text=group[i].text, similarity=similarity[i].item(), answer=answer[i].item())
-        | dict(advantage=(reward[i] - reward.mean()).item())
+        | dict(advantage=advantage[i].item() if i < len(advantage) else None)
         for i in which
     ]
     row = dict(question=question.id, text=question.text, reference=question.answer, responses=chosen)
@@ -923,9 +953,9 @@ def main(argv: list[str] | None = None) -> None:
         if earlier in needed and not (Path("runs") / cfg.run / STAGE_OF[earlier][1]).exists():
             missing = Path("runs") / cfg.run / STAGE_OF[earlier][1]
             raise UserError(f"--stage {cfg.stage} needs {missing}; run --stage {earlier} first")
+    if is_url(cfg.judge) and ranks()[0] == 0:
+        Server(cfg.judge).name_model()  # a dead judge is named now, before anything is written
     run = Run(cfg, sys.argv[1:] if argv is None else argv)
-    if is_url(cfg.judge):
-        run.judge().server.name_model()  # a dead judge is named now, not after the rollout
     if cfg.stage in ("build-teachers", "select"):
         return {"build-teachers": build_teachers, "select": select}[cfg.stage](run)
     for name in stages_of(cfg):
