@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from data import Flags, UserError, read_jsonl, run_command, world_questions
+from data import Flags, UserError, read_jsonl, run_command, slices, world_questions
 from discriminator import Discriminator, discriminator_loss
 from grpo import advantages, policy_loss
 from judge import is_url
@@ -76,7 +76,7 @@ def phases_of_step(sample, logps, student_logit, groups: list, micro: int, optim
     The learning rate is 0: the work of a step, the same weights after it. `reference` keeps the phase's log-probs.
     """
     Q, N, T = len(groups), len(groups[0]), len(groups[0][0])
-    cut, count = [slice(i, i + micro) for i in range(0, Q, micro)], Q * N
+    cut, count = slices(Q, micro), Q * N
     reward = torch.randint(0, 3, (Q, N), generator=torch.Generator().manual_seed(0))
     advantage, is_student = advantages(reward.float()), (torch.arange(N) < N // 2).expand(Q, -1)
 

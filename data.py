@@ -123,6 +123,11 @@ def questions_at(questions: list[Question], step: int, count: int, seed: int) ->
     return out
 
 
+def slices(count: int, size: int) -> list[slice]:
+    """[0:size], [size:2 size], ... up to count."""
+    return [slice(i, i + size) for i in range(0, count, size)]
+
+
 # ------------------------------------------------------------------------------------------------ your own questions
 def open_picture(path, who: str) -> "Image.Image":
     """Read one picture (a path, or its bytes in a BytesIO) completely, as RGB. Raises UserError naming `who` and it."""

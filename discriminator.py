@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data import slices
 from model import VLM, Batch, Prompt, copy_slice, pack, shared_prefix, trunk
 
 SYSTEM = "a response in <response> tags was written by a teacher or by a student."
@@ -82,7 +83,7 @@ class Discriminator(nn.Module):
         """The responses of every question's group, packed: one row per question, `micro_batch` rows a pass."""
         asked = [(q.text, p) for q, p in zip(questions, prompts, strict=True)]
         texts = [[r.text for r in g] for g in groups]
-        cut = [slice(i, i + micro_batch) for i in range(0, len(groups), micro_batch)]
+        cut = slices(len(groups), micro_batch)
         return [self.pack(texts[s], asked[s], self.head.weight.device) for s in cut]
 
     def forward(self, batch: Batch) -> torch.Tensor:

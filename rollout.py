@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from data import seed_of
+from data import seed_of, slices
 from model import VLM, Prompt, everyone_of, pack
 
 
@@ -179,8 +179,7 @@ def rollout(
     per_pass = max(1, max_rows // group)
     out = []
     with attention(vlm.base.language_model.config, "grouped_decode"):
-        for i in range(0, len(prompts), per_pass):
-            part = slice(i, i + per_pass)
+        for part in slices(len(prompts), per_pass):
             keys = list(zip(names, visits, strict=True) if visits else zip(names))[part]
             out += decode(vlm, prompts[part], keys, group, max_new_tokens, how, purpose, source)
     return out

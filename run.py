@@ -350,8 +350,3 @@ def on_gpu(run: Run, *players):
 def peak_memory_mb() -> float:
     """The most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
-
-
-def slices(count: int, size: int) -> list[slice]:
-    """[0:size], [size:2 size], ... up to count."""
-    return [slice(i, i + size) for i in range(0, count, size)]

@@ -16,11 +16,11 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
-from data import Question, UserError, read_jsonl, seed_of
+from data import Question, UserError, read_jsonl, seed_of, slices
 from judge import Judge, Server, ask_teacher_server
 from model import FULL, VLM, deal, dealt, everyone, everyone_of, family_of, find_folder, pack, ranks, wait
 from rollout import PURE, Response, Sampling, rollout
-from run import HOME, Run, compute_dtype, kept_rows, questions_in, slices, split
+from run import HOME, Run, compute_dtype, kept_rows, questions_in, split
 
 FOLDER = HOME / "results" / "teachers"  # committed: each tiny teacher's weights and its cached responses
 SAMPLES, TEMPERATURE = 8, 0.8  # how the committed responses were drawn

@@ -45,6 +45,7 @@ from data import (
     read_jsonl,
     run_command,
     seed_of,
+    slices,
     world_lessons,
 )
 from discriminator import INPUTS, Discriminator, discriminator_accuracy, discriminator_update, similarity_reward
@@ -98,7 +99,6 @@ from run import (
     on_gpu,
     peak_memory_mb,
     questions_in,
-    slices,
     split,
     total,
     update,
@@ -948,7 +948,7 @@ def main(argv: list[str] | None = None) -> None:
         print("no --data: the embedded tiny world, its pictures at 336 x 336 pixels")
     if cfg.data:
         check_questions(cfg)
-    needed = STAGES[: STAGES.index(cfg.stage)] if cfg.stage in STAGES else ()
+    needed = STAGES[: STAGES.index(cfg.stage)] if cfg.stage in STAGES and cfg.stage != "teachers" else ()
     for earlier in stages_of(cfg):
         if earlier in needed and not (Path("runs") / cfg.run / STAGE_OF[earlier][1]).exists():
             missing = Path("runs") / cfg.run / STAGE_OF[earlier][1]
