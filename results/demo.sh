@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # make demo: one warm start, then Dr.GRPO and RIL side by side, one process a core, where only a quarter of the training
-# questions has an answer key (results/weak_judge.md has this setting over five seeds)..
+# questions has an answer key (results/weak_judge.md has this setting over five seeds).
 source "$(dirname "$0")/study.sh"
 echo "1/3  warm start (the student learns the language of the tiny world)"
 OMP_NUM_THREADS=$CORES "$PYTHON" train.py --run demo-warm --stage sft --threads "$CORES"
