@@ -409,7 +409,7 @@ def main(argv: list | None = None) -> dict:
     dtype, cell = getattr(torch, dict(fp32="float32", bf16="bfloat16")[args.dtype]), args.cell
     cell = cell or (14 if args.student in TINY else 112)
     student = load(args.student, device=args.device, dtype=dtype, random_weights=args.random_weights)
-    student.family.limit(student.image_processor, 1280)
+    student.limit_pictures(1280)
     student.ends = [-1]  # nobody stops early: both sides write T tokens for every response
     student.freeze("vision")
     D = Discriminator(student)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data import slices
-from model import VLM, Batch, Prompt, copy_slice, pack, shared_prefix, trunk
+from model import VLM, Batch, Prompt, copy_slice, head_product, pack, shared_prefix, trunk
 
 SYSTEM = "a response in <response> tags was written by a teacher or by a student."
 USER = "{question}<response>{response}</response> teacher 0 or student 1?"
@@ -89,7 +89,7 @@ class Discriminator(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         """student_logit (R,), fp32: above 0 reads like the student, below 0 like a teacher."""
         hidden = trunk(self.base, self.family, batch)[batch.last]
-        return self.head(hidden.to(self.head.weight.dtype)).float().sum(-1)  # of one: not a view
+        return head_product(self.head, hidden.to(self.head.weight.dtype)).sum(-1)  # of one: not a view
 
 
 def discriminator_loss(student_logit, is_student, students: int, teachers: int) -> torch.Tensor:

@@ -271,10 +271,27 @@ def load_student(args) -> tuple:
     """(--student on this process's device, the name of what it computes in)."""
     import torch
 
-    from model import load
+    from model import load, start_ranks
 
+    if "MASTER_ADDR" in os.environ:  # under torchrun: all but the first rank of a node wait for its download
+        start_ranks(device_here().partition(":")[0])
     dtype = args.dtype or ("fp32" if device_here() == "cpu" else "bf16")
-    return load(args.student, device=device_here(), dtype=dict(fp32=torch.float32, bf16=torch.bfloat16)[dtype]), dtype
+    student = load(args.student, device=device_here(), dtype=dict(fp32=torch.float32, bf16=torch.bfloat16)[dtype])
+    student.limit_pictures(trained_image_tokens(args.student))
+    return student, dtype
+
+
+def trained_image_tokens(student: str) -> int:
+    """Most image tokens of a picture in the run that a student's folder lies in; 1,280 for other real students; 0, as
+    the folder says, for tiny ones.
+    """
+    from run import REAL_IMAGE_TOKENS, is_real
+
+    if Path(student).is_dir() and (config := Path(student).resolve().parent / "config.json").is_file():
+        settings = json.loads(config.read_text(encoding="utf-8")).get("settings", {})
+        if "image_tokens" in settings:
+            return settings["image_tokens"]
+    return REAL_IMAGE_TOKENS if is_real(student) else 0
 
 
 def ask_benchmarks(args, tables: list[bm.Table], folder: Path) -> None:

@@ -335,6 +335,20 @@ def known_judge(name: str) -> None:
         )
 
 
+def judge_digits(name: str, tok) -> list[int]:
+    """The tokens of "0" and "1" behind "<answer>". Raises UserError where they are none of their own, and for a
+    tokenizer without a chat template that takes a system message.
+    """
+    from model import fault_of_template
+
+    if fault := fault_of_template(tok, tok.chat_template):
+        raise UserError(f"--judge {name}: its chat template {fault}; take an instruct model, or serve it")
+    ids = tok(["<answer>", "<answer>0", "<answer>1"], add_special_tokens=False)["input_ids"]
+    if ids[1][:-1] != ids[0] or ids[2][:-1] != ids[0]:
+        raise UserError(f"--judge {name}: 0 and 1 are no tokens of their own here; serve it and give the URL")
+    return [ids[1][-1], ids[2][-1]]
+
+
 class Judge:
     """verdicts(questions, responses) -> 0/1 each. Every response names its question; the pairs are made here, by id.
 
@@ -364,10 +378,7 @@ class Judge:
             dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
             self.model, self.tokenizer = load_language_model(name, device, dtype, mesh, random)
             self.control = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special and t.content]
-            ids = self.tokenizer(["<answer>", "<answer>0", "<answer>1"], add_special_tokens=False)["input_ids"]
-            if ids[1][:-1] != ids[0] or ids[2][:-1] != ids[0]:
-                raise UserError(f"--judge {name}: 0 and 1 are no tokens of their own here; serve it and give the URL")
-            self.digits = [ids[1][-1], ids[2][-1]]
+            self.digits = judge_digits(name, self.tokenizer)
 
     def verdicts(self, questions: list[Question], responses: list) -> list[int]:
         """One verdict per response, in their order; `questions` may come in any order and number.
@@ -392,8 +403,13 @@ class Judge:
         else:
             keys = [self.key(*pair) for pair in pairs]
             todo = {k: p for k, p, ok in zip(keys, pairs, fine, strict=True) if ok and k not in self.known}
-            for got in self.ask_server(todo) if self.server else self.ask_model(todo, {q.id: q for q, _ in pairs}):
-                self.remember(got)
+            if self.server:
+                from model import together
+
+                together(lambda: [self.remember(got) for got in self.ask_server(todo)])
+            else:
+                for got in self.ask_model(todo, {q.id: q for q, _ in pairs}):
+                    self.remember(got)
             found = [self.known[k] if ok else None for k, ok in zip(keys, fine, strict=True)]
         self.seen, self.bad = self.seen + len(found), self.bad + found.count(None)
         return [v or 0 for v in found]

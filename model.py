@@ -28,6 +28,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as futures_wait
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -86,7 +88,8 @@ class Family:
     picture_sign: str  # what the chat template writes for a picture
     picture_text: Callable  # number of image tokens -> the text that takes the sign's place
     positions: Callable  # (base, ids (P,), pixels or None) -> rotary positions (3, P); families with one axis repeat it
-    limit: Callable  # (image processor, most image tokens of a picture) -> None: sets it
+    as_called: Callable  # image processor -> None: sets what the stock processor sets when it is called
+    limit: Callable  # (image processor, base config, most image tokens of a picture) -> None: sets it
     tiny: Callable  # (width, layers) -> (config, tokenizer, image processor) of a tiny model of the real classes
     full: Callable  # (the tiny config, text sizes, vision sizes) -> (config, image processor) of a published model
 
@@ -171,7 +174,7 @@ def tiny_qwen(width: int, layers: int) -> tuple:
     return config, tok, Qwen2VLImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3, **size)
 
 
-def qwen_limit(processor, tokens: int) -> None:
+def qwen_limit(processor, config, tokens: int) -> None:
     """At most `tokens` image tokens a picture (28 x 28 pixels each at real size)."""
     side = processor.patch_size * processor.merge_size
     processor.size = {"shortest_edge": 4 * side**2, "longest_edge": tokens * side**2}
@@ -204,18 +207,23 @@ def tiny_internvl(width: int, layers: int) -> tuple:
         downsample_ratio=0.5,
         tie_word_embeddings=True,
     )
-    size = dict(size={"height": 42, "width": 42}, crop_to_patches=False)
+    size = dict(size={"height": 42, "width": 42}, crop_to_patches=True)
     return config, tok, GotOcr2ImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3, **size)
 
 
-def internvl_limit(processor, tokens: int) -> None:
-    """At most `tokens` image tokens a picture: 256 a tile at real size, one of them the thumbnail."""
-    processor.max_patches = max(1, tokens // 256 - 1)
+def internvl_tiles(processor) -> None:
+    """Cut large pictures into tiles: the folder's file says no, and the stock processor says yes at every call."""
+    processor.crop_to_patches = True
+
+
+def internvl_limit(processor, config, tokens: int) -> None:
+    """At most `tokens` image tokens a picture: 256 a tile at real size; several tiles have a thumbnail besides."""
+    processor.max_patches = max(1, tokens // config.image_seq_length - 1)
 
 
 def full_internvl(tiny, text: dict, vision: dict):
     """Configuration and image processor of a published InternVL3; special ids as in the tiny one."""
-    text |= dict(model_type="qwen2", rope_parameters=dict(rope_type="default", rope_theta=1e6))
+    text |= dict(rope_parameters=dict(rope_type="default", rope_theta=1e6))
     vision |= dict(image_size=[448, 448], patch_size=[14, 14])
     more = dict(image_token_id=tiny.image_token_id, tie_word_embeddings=text["tie_word_embeddings"])
     more |= dict(text_config=text, vision_config=vision, image_seq_length=256, downsample_ratio=0.5)
@@ -236,6 +244,7 @@ FAMILIES = {
         picture_sign="<|image_pad|>",
         picture_text=lambda count: "<|image_pad|>" * count,
         positions=qwen_positions,
+        as_called=lambda processor: None,
         limit=qwen_limit,
         tiny=tiny_qwen,
         full=full_qwen,
@@ -252,6 +261,7 @@ FAMILIES = {
         picture_sign="<IMG_CONTEXT>",
         picture_text=lambda count: "<img>" + "<IMG_CONTEXT>" * count + "</img>",
         positions=plain_positions,
+        as_called=internvl_tiles,
         limit=internvl_limit,
         tiny=tiny_internvl,
         full=full_internvl,
@@ -287,6 +297,7 @@ class Full:
     text: tuple  # hidden, intermediate, layers, heads, KV heads, vocabulary
     vision: dict | None = None  # None: a language model alone
     tied: bool = False
+    language: str = "qwen2"  # the stock type of InternVL's language model: qwen2, or qwen3 with heads of 128
 
 
 QWEN_VIT = dict(depth=32, hidden_size=1280, num_heads=16, fullatt_block_indexes=[7, 15, 23, 31])
@@ -303,6 +314,18 @@ FULL = {
     "internvl3-1b": Full("internvl", "OpenGVLab/InternVL3-1B-hf", (896, 4864, 24, 14, 2, 151674), VIT_300M),
     "internvl3-2b": Full("internvl", "OpenGVLab/InternVL3-2B-hf", (1536, 8960, 28, 12, 2, 151674), VIT_300M),
     "internvl3-8b": Full("internvl", "OpenGVLab/InternVL3-8B-hf", (3584, 18944, 28, 28, 4, 151674), VIT_300M),
+    "internvl3.5-1b": Full(
+        "internvl", "OpenGVLab/InternVL3_5-1B-HF", (1024, 3072, 28, 16, 8, 151936), VIT_300M, language="qwen3"
+    ),
+    "internvl3.5-2b": Full(
+        "internvl", "OpenGVLab/InternVL3_5-2B-HF", (2048, 6144, 28, 16, 8, 151936), VIT_300M, language="qwen3"
+    ),
+    "internvl3.5-4b": Full(
+        "internvl", "OpenGVLab/InternVL3_5-4B-HF", (2560, 9728, 36, 32, 8, 151936), VIT_300M, language="qwen3"
+    ),
+    "internvl3.5-8b": Full(
+        "internvl", "OpenGVLab/InternVL3_5-8B-HF", (4096, 12288, 36, 32, 8, 151936), VIT_300M, language="qwen3"
+    ),
     "qwen2.5-vl-72b": Full(
         "qwen2_5_vl", "Qwen/Qwen2.5-VL-72B-Instruct", (8192, 29568, 80, 64, 8, 152064), QWEN_VIT_72B
     ),
@@ -320,6 +343,10 @@ def text_sizes(full: Full) -> dict:
     """A published model's language part as keyword arguments of its stock configuration."""
     names = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size"
     sizes = dict(zip(names.split(), full.text, strict=True), tie_word_embeddings=full.tied)
+    if full.family == "internvl":
+        sizes |= dict(model_type=full.language)
+    if full.language == "qwen3":
+        sizes |= dict(head_dim=128)
     return sizes | dict(max_position_embeddings=32768)
 
 
@@ -550,6 +577,34 @@ def language_positions(base: nn.Module, positions: torch.Tensor) -> torch.Tensor
     return positions if axes else positions[0]
 
 
+class Fp32Product(torch.autograd.Function):
+    """hidden (N, H) times weight (V, H), both bf16 -> (N, V) accumulated and kept in fp32.
+
+    A bf16 result would move the log-prob of a token by about 0.03 nats at a vocabulary of 152k. The gradients are those
+    of the bf16 product.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight):
+        ctx.save_for_backward(hidden, weight)
+        if hidden.is_cuda:
+            return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        return hidden.float() @ weight.t().float()  # there is no such kernel for a CPU
+
+    @staticmethod
+    def backward(ctx, gradient):
+        hidden, weight = ctx.saved_tensors
+        gradient = gradient.to(hidden.dtype)
+        return gradient @ weight, gradient.t() @ hidden
+
+
+def head_product(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """The product of a head without bias, in fp32 whatever its weights are in: (N, H) -> (N, V)."""
+    if head.weight.dtype == torch.float32:
+        return head(hidden)
+    return Fp32Product.apply(hidden.to(head.weight.dtype), head.weight)
+
+
 def token_logps(hidden, head, target, banned, chunk: int = 1024) -> torch.Tensor:
     """log pi(target) in fp32: hidden (N, H), target (N,) -> (N,), in chunks of tokens.
 
@@ -558,8 +613,7 @@ def token_logps(hidden, head, target, banned, chunk: int = 1024) -> torch.Tensor
     """
 
     def part(h, t):
-        logits = head(h).float() + banned
-        return -F.cross_entropy(logits, t, reduction="none")
+        return -F.cross_entropy(head_product(head, h) + banned, t, reduction="none")
 
     pieces = zip(hidden.split(chunk), target.split(chunk), strict=True)
     if len(target) > chunk and torch.is_grad_enabled():
@@ -572,13 +626,13 @@ class VLM(nn.Module):
     rows.
     """
 
-    def __init__(self, hf: nn.Module, tokenizer, image_processor):
+    def __init__(self, hf: nn.Module, tokenizer, image_processor, folder: Path | None = None):
         super().__init__()
         self.hf, self.tokenizer, self.image_processor = hf, tokenizer, image_processor
-        self.family = FAMILIES[hf.config.model_type]
-        ends = hf.generation_config.eos_token_id
+        self.family, self.folder = FAMILIES[hf.config.model_type], folder  # what is not weights is exported from there
+        ends = hf.generation_config.eos_token_id or tokenizer.eos_token_id
         self.ends = [ends] if isinstance(ends, int) else list(ends)  # any of them ends a response
-        self.end = tokenizer.eos_token_id  # the one that teacher texts get
+        self.end = tokenizer.eos_token_id if tokenizer.eos_token_id in self.ends else self.ends[0]  # of teacher texts
         special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self.control = [tokenizer.added_tokens_decoder[i].content for i in sorted(special)]
         size = hf.config.get_text_config().vocab_size
@@ -597,6 +651,11 @@ class VLM(nn.Module):
     def base(self) -> nn.Module:
         """The stock model without its language head."""
         return self.hf.model
+
+    def limit_pictures(self, tokens: int) -> None:
+        """At most so many image tokens a picture (0: as the folder says)."""
+        if tokens:
+            self.family.limit(self.image_processor, self.hf.config, tokens)
 
     @property
     def device(self) -> torch.device:
@@ -704,7 +763,7 @@ class VLM(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Last hidden states (n, H) -> logits (n, V), fp32; what may not be said has -inf."""
-        return self.hf.lm_head(hidden).float() + self.banned
+        return head_product(self.hf.lm_head, hidden) + self.banned
 
     # ---- text
     def reply_ids(self, text: str) -> list[int]:
@@ -829,6 +888,20 @@ def everyone(mine: list) -> list:
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
 
+def together(work: Callable):
+    """Do this rank's work(), however long; the ranks meet every half minute, so that no collective times out.
+
+    All ranks together; `work` itself must not contain a collective. -> what it returns.
+    """
+    if ranks()[1] == 1:
+        return work()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        while not all(everyone_of(not futures_wait([future], timeout=30).not_done)):
+            pass
+    return future.result()
+
+
 def wait() -> None:
     """Until every rank is here: what rank 0 wrote is there now."""
     if dist.is_initialized():
@@ -908,17 +981,22 @@ def language_shell(name: str, dtype: torch.dtype, random_weights: bool = False) 
     """(stock causal language model without memory, tokenizer, folder) of a name in JUDGES or a folder; with
     `random_weights` at a published model's size without files, spelling in the tiny tokenizer. Raises UserError.
     """
-    folder = None if random_weights else find_folder(name)
+    if random_weights:
+        config = AutoConfig.for_model(JUDGES[name].family, **text_sizes(JUDGES[name]))
+        return on_meta(AutoModelForCausalLM.from_config, config, dtype), tiny_tokenizer(CHAT, ""), None
+    folder = find_folder(name)
+    config_of(folder)
+    headers = tensor_headers(folder)
     try:
-        if folder is None:
-            config = AutoConfig.for_model(JUDGES[name].family, **text_sizes(JUDGES[name]))
-            tok = tiny_tokenizer(CHAT, "")
-        else:
-            tok = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return on_meta(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype), dtype), tok, folder
+        tok = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        tie_as_in_files(config, headers)
+        hf = on_meta(AutoModelForCausalLM.from_config, config, dtype)
     except Exception as error:
         raise cannot_be_loaded(name, error) from None
+    check_tensors(hf, folder, headers)
+    check_vocabulary(folder, tok, config)
+    return hf, tok, folder
 
 
 def load_language_model(name: str, device, dtype, mesh: DeviceMesh | None = None, random_weights: bool = False):
@@ -931,7 +1009,10 @@ def load_language_model(name: str, device, dtype, mesh: DeviceMesh | None = None
 
 def cannot_be_loaded(name: str | Path, error: Exception) -> UserError:
     """Whatever stock code says of a torn or missing file, as one line."""
-    return UserError(f"{name}: cannot be loaded ({str(error).splitlines()[0][:160]}); make the folder anew")
+    if isinstance(error, UserError):
+        return error
+    said = (str(error).strip() or repr(error)).splitlines()[0][:160]
+    return UserError(f"{name}: cannot be loaded ({said}); make the folder anew")
 
 
 def placed(player, vlm: VLM, mesh: DeviceMesh | None, compute: torch.dtype):
@@ -943,32 +1024,61 @@ def placed(player, vlm: VLM, mesh: DeviceMesh | None, compute: torch.dtype):
 
 
 def shell(name: str | Path, dtype: torch.dtype = torch.float32) -> tuple[VLM, Path]:
-    """A model without memory, made from a folder's configuration; -> it and the folder."""
+    """A model without memory, made from a folder's files; -> it and the folder.
+
+    Everything that can be known without reading weights is checked: raises UserError that names the file.
+    """
     folder = find_folder(name)
     family = family_of(folder)
+    headers = tensor_headers(folder)
     try:
         config = family.model.config_class.from_pretrained(folder, local_files_only=True)
+        tie_as_in_files(config, headers)
         pictures = family.image_processor.from_pretrained(folder, local_files_only=True)
+        family.as_called(pictures)
         tok = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        hf = on_meta(lambda: family.model(config), dtype)
+        hf = on_meta(family.model, config, dtype)
         if (folder / "generation_config.json").is_file():
             hf.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise cannot_be_loaded(name, error) from None
-    return VLM(hf, tok, pictures), folder
+    check_tensors(hf, folder, headers)
+    check_vocabulary(folder, tok, config)
+    if not (hf.generation_config.eos_token_id or tok.eos_token_id):
+        raise UserError(
+            f"{folder}: no end token, neither in generation_config.json nor in tokenizer_config.json; add it"
+        )
+    tok.chat_template = picture_template(folder, tok, family.picture_sign)
+    return VLM(hf, tok, pictures, folder), folder
 
 
-def on_meta(make: Callable, dtype: torch.dtype) -> nn.Module:
-    """The stock model without memory; parameters in `dtype`, rotary tables in fp32 (`.to(dtype)` would round them)."""
+def on_meta(make: Callable, config, dtype: torch.dtype) -> nn.Module:
+    """The stock model of a configuration, without memory.
+
+    All parameters are in `dtype`, whatever the configuration says at any level (stock sub-models are made in the dtype
+    of their own configuration); rotary tables stay in fp32 (`.to(dtype)` would round them).
+    """
+    set_dtype(config, dtype)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):
-            hf = make()
+            hf = make(config)
     finally:
         torch.set_default_dtype(before)
     hf.tie_weights()
     return hf
+
+
+def levels(config) -> list:
+    """A stock configuration and those inside it: text, vision."""
+    return [config, *(x for name in config.sub_configs for x in levels(getattr(config, name)))]
+
+
+def set_dtype(config, dtype: torch.dtype) -> None:
+    """Make a stock configuration say this dtype at every level."""
+    for level in levels(config):
+        level.dtype = dtype
 
 
 def random_shell(name: str, dtype: torch.dtype = torch.float32) -> tuple[VLM, None]:
@@ -977,7 +1087,7 @@ def random_shell(name: str, dtype: torch.dtype = torch.float32) -> tuple[VLM, No
     family = FAMILIES[full.family]
     tiny, tok, _ = family.tiny(96, 1)
     config, pictures = family.full(tiny, text_sizes(full), dict(full.vision))
-    hf = on_meta(lambda: family.model(config), dtype)
+    hf = on_meta(family.model, config, dtype)
     hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
     return VLM(hf, tok, pictures), None
 
@@ -1004,35 +1114,165 @@ def hub_names(hf: nn.Module) -> dict[str, str]:
     return {name: there for name, there in hub.items() if not (is_tied(hf) and name == "lm_head.weight")}
 
 
-@torch.no_grad()
-def read_weights(targets: dict[str, torch.Tensor], hf: nn.Module, folder: Path) -> None:
-    """Fill `targets` (stock names) from the folder's safetensors files, each rank its own slices, in their dtype.
+# ------------------------------------------------------------------------------------------------ a folder's files
+def read_json(path: Path) -> dict:
+    """A JSON object from a file. Raises UserError that names it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({str(error)[:100]}); make the folder anew") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds no JSON object; make the folder anew")
+    return found
 
-    The file has to hold exactly the model's tensors, in its shapes; else a UserError names the first that is wrong.
+
+def config_of(folder: Path) -> dict:
+    """config.json of a folder as it stands there. Raises UserError: missing, torn, or of quantised weights."""
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise adapter_only(folder)
+        known = ", ".join([*TINY, *FULL])
+        raise UserError(f"{folder}: neither a folder with config.json nor one of {known}; correct the name")
+    config = read_json(folder / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise UserError(f"{folder}/config.json: not a model's configuration (no model_type); make the folder anew")
+    if config.get("quantization_config"):
+        kind = config["quantization_config"]
+        kind = kind.get("quant_method", "") if isinstance(kind, dict) else ""
+        raise UserError(f"{folder}: its weights are quantised ({kind or 'quantization_config'}); give the bf16 folder")
+    return config
+
+
+def adapter_only(folder: Path) -> UserError:
+    """A folder that holds an adapter without its base."""
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    return UserError(f"{folder}: an adapter of {base} without its base; merge the two and give the merged folder")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files with a model's weights, as stock transformers finds them. Raises UserError for others."""
+    if (index := folder / "model.safetensors.index.json").is_file():
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(x, str) for x in names.values()):
+            raise UserError(f"{index}: holds no weight_map; make the folder anew")
+        files = [folder / name for name in sorted(set(names.values()))]
+    else:
+        files = [folder / "model.safetensors"]
+    missing = [file.name for file in files if not file.is_file()]
+    if not missing:
+        return files
+    if index.is_file():
+        raise UserError(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(files)} files); finish the copy")
+    if (folder / "adapter_config.json").is_file():
+        raise adapter_only(folder)
+    if list(folder.glob("*.bin")):
+        raise UserError(f"{folder}: weights as .bin only; load and save_pretrained them with stock transformers")
+    if list(folder.glob("model-*-of-*.safetensors")):
+        raise UserError(f"{folder}: several weight files without {index.name}; finish the copy")
+    raise UserError(f"{folder}: model.safetensors is missing; the folder is damaged, make it anew")
+
+
+def tensor_headers(folder: Path) -> dict[str, tuple[Path, str, tuple]]:
+    """Tensor name -> (its file, its dtype there, its shape), from the headers alone.
+
+    Raises UserError for a missing file, and for one that is not as long as its header says.
     """
-    hub = hub_names(hf)
-    shapes = {hub[name]: tuple(x.shape) for name, x in hf.state_dict().items() if name in hub}
-    of = {hub[name]: x for name, x in targets.items() if name in hub}
-    found: set[str] = set()
-    for file in sorted(folder.glob("*.safetensors")):
+    found = {}
+    for file in weight_files(folder):
         try:
             with safe_open(file, "pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                    found.add(name)
                     there = tensors.get_slice(name)
-                    if name not in shapes or shapes[name] != tuple(there.get_shape()):
-                        raise UserError(f"{file}: tensor {name} {there.get_shape()} does not belong to the model")
-                    if name in of:
-                        copy_slice(of[name], there)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read ({str(error)[:120]}); make the folder anew") from None
-        except Exception as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{file}: damaged ({str(error)[:120]}); make the folder anew") from None
-    missing = sorted(set(shapes) - found)
+                    found[name] = (file, there.get_dtype(), tuple(there.get_shape()))
+        except Exception as error:  # safetensors has an error of its own, a direct child of Exception
+            raise UserError(f"{file}: damaged ({str(error)[:120]}); copy it anew") from None
+    return found
+
+
+def tie_as_in_files(config, headers: dict) -> None:
+    """Embeddings and head are one tensor if the files hold no head, whatever the configuration says."""
+    tied = not any(name.endswith("lm_head.weight") for name in headers)
+    for level in levels(config):
+        if hasattr(level, "tie_word_embeddings"):
+            level.tie_word_embeddings = tied
+
+
+def check_tensors(hf: nn.Module, folder: Path, headers: dict) -> None:
+    """The files have to hold exactly the model's tensors, in its shapes; else a UserError names the first wrong one."""
+    hub = hub_names(hf)
+    shapes = {hub[name]: tuple(x.shape) for name, x in hf.state_dict().items() if name in hub}
+    for name, (file, dtype, shape) in headers.items():
+        if shapes.get(name) != shape:
+            wanted = f"has to be {list(shapes[name])}" if name in shapes else "is none of the model's"
+            raise UserError(f"{file}: tensor {name} {list(shape)} {wanted}; is config.json of the same model?")
+        if dtype not in ("BF16", "F16", "F32", "F64"):
+            raise UserError(f"{file}: tensor {name} is quantised ({dtype}); give the bf16 folder")
+    missing = sorted(set(shapes) - set(headers))
     if missing:
         raise UserError(f"{folder}: tensor {missing[0]} is missing ({len(missing)} in all); make the folder anew")
+
+
+def check_vocabulary(folder: Path, tok, config) -> None:
+    """Every token needs a row of the embeddings; more rows than tokens are padding. Raises UserError."""
+    rows = config.get_text_config().vocab_size
+    if len(tok) > rows:
+        raise UserError(
+            f"{folder}: the tokenizer has {len(tok)} tokens, the embeddings {rows} rows; resize_token_embeddings or "
+            "take the tokenizer that belongs to the weights"
+        )
+
+
+def picture_template(folder: Path, tok, sign: str) -> str:
+    """The folder's chat template that shows pictures: chat_template.jinja, chat_template.json (where AutoTokenizer does
+    not look), or tokenizer_config.json. Raises UserError that says why none of them can be used.
+    """
+    places, wrong = {}, []
+    if (folder / "chat_template.jinja").is_file():
+        places["chat_template.jinja"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for file in ("chat_template.json", "tokenizer_config.json"):
+        found = read_json(folder / file).get("chat_template") if (folder / file).is_file() else None
+        if isinstance(found, list):  # several, by name
+            found = {x["name"]: x["template"] for x in found if isinstance(x, dict)}.get("default")
+        places |= {file: found} if isinstance(found, str) else {}
+    for place, template in places.items():
+        if not (reason := fault_of_template(tok, template, sign)):
+            return template
+        wrong.append(f"that of {place} {reason}")
+    said = "; ".join(wrong) or "there is none in " + ", ".join(("chat_template.jinja, .json", "tokenizer_config.json"))
+    raise UserError(f"{folder}: no chat template can be used: {said}; copy the model's own")
+
+
+def fault_of_template(tok, template: str, sign: str = "") -> str:
+    """What is wrong with a chat template, "" for nothing: it has to show the texts and, with `sign`, the picture."""
+    user = [{"type": "image"}, {"type": "text", "text": "user says"}]
+    chats = [[dict(role="system", content="system says"), dict(role="user", content="user says")]]
+    chats += [[dict(role="user", content=user)], [chats[0][0], dict(role="user", content=user)]] if sign else []
+    for chat in chats:
+        try:
+            text = tok.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
+        except Exception as error:
+            return f"fails ({(str(error).strip() or repr(error)).splitlines()[0][:100]})"
+        if "user says" not in text or (len(chat) > 1) != ("system says" in text):
+            return "drops a message"
+        if sign and text.count(sign) != isinstance(chat[-1]["content"], list):
+            return "drops the picture"
+    return ""
+
+
+@torch.no_grad()
+def read_weights(targets: dict[str, torch.Tensor], hf: nn.Module, folder: Path) -> None:
+    """Fill `targets` (stock names) from the folder's safetensors files, each rank its own slices, in their dtype."""
+    hub, headers = hub_names(hf), tensor_headers(folder)
+    check_tensors(hf, folder, headers)
+    of = {hub[name]: x for name, x in targets.items() if name in hub}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    if name in of:
+                        copy_slice(of[name], tensors.get_slice(name))
+        except Exception as error:
+            raise UserError(f"{file}: cannot be read ({str(error)[:120]}); copy it anew") from None
 
 
 def copy_slice(target: torch.Tensor, there) -> None:
@@ -1048,44 +1288,63 @@ def copy_slice(target: torch.Tensor, there) -> None:
 
 
 def find_folder(name: str | Path) -> Path:
-    """A folder as it is; a published name from the hub's cache or, with a network, from the hub."""
+    """A folder as it is; a published name from the hub's cache or, with a network, from the hub.
+
+    Of each node the first process looks and downloads while the others wait, however long. A download that was
+    interrupted goes on. All ranks together.
+    """
     if str(name) not in (*FULL, *JUDGES):
         return Path(name)
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if first:
+        wrong = "".join(filter(None, everyone_of(together(lambda: download(name)))))
+    else:
+        wrong = "".join(filter(None, everyone_of(together(lambda: ""))))
+    if wrong:
+        raise UserError(wrong)
+    return cached_folder(FULL[name].hub if name in FULL else JUDGES[name].hub)
+
+
+def cached_folder(hub: str) -> Path | None:
+    """The folder of a published model in the hub's cache; None unless all files of its index are there."""
     from huggingface_hub import snapshot_download
 
-    hub, first = (FULL | JUDGES)[name].hub, int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if not first:  # the first process of a node looks and downloads, the others find it in the cache
-        wait()
-    for local in (True, False) if first else (True,):
-        try:
-            folder, short = Path(snapshot_download(hub, local_files_only=local)), ""
-            break
-        except Exception as error:
-            short = str(error).strip().splitlines()[0][:100]
-    if first:
-        wait()
-    if short:
-        raise UserError(
-            f"{name}: the weights of {hub} are neither in the hub cache nor to be had ({short}); download them, or try "
-            f"--student tiny-qwen, or --random-weights for a look at speed and memory"
+    try:
+        folder = Path(snapshot_download(hub, local_files_only=True))
+        weight_files(folder)
+    except Exception:
+        return None
+    return folder if (folder / "config.json").is_file() else None
+
+
+def download(name: str) -> str:
+    """Bring a published model into the hub's cache unless it is there; -> what went wrong, "" for nothing."""
+    from huggingface_hub import snapshot_download
+
+    hub = (FULL | JUDGES)[name].hub
+    if cached_folder(hub):
+        return ""
+    try:
+        snapshot_download(hub, ignore_patterns=["*.bin", "*.pth", "original/*"])
+    except Exception as error:
+        short = (str(error).strip() or repr(error)).splitlines()[0][:100]
+        return (
+            f"{name}: the weights of {hub} are neither whole in the hub cache nor to be had ({short}); download them, "
+            "or try --student tiny-qwen, or --random-weights for a look at speed and memory"
         )
-    return folder
+    return "" if cached_folder(hub) else f"{name}: the download of {hub} lacks weights; remove it and try again"
 
 
 def family_of(folder: str | Path) -> Family:
     """The family of a Hugging Face folder, from its config alone. Raises UserError when it cannot be one of ours."""
-    if not (Path(folder) / "config.json").is_file():
-        known = ", ".join([*TINY, *FULL])
-        raise UserError(f"{folder}: neither a folder with config.json nor one of {known}; correct the name")
-    try:
-        kind = json.loads((Path(folder) / "config.json").read_text())["model_type"]
-    except (ValueError, KeyError):
-        raise UserError(f"{folder}/config.json: not a model's configuration; make the folder anew") from None
+    folder = Path(folder)
+    kind = config_of(folder)["model_type"]
     if kind not in FAMILIES:
         raise UserError(f"{folder}: model type {kind!r} is unknown; FAMILIES in model.py holds {', '.join(FAMILIES)}")
-    for needed in ("*.safetensors", "tokenizer_config.json", "preprocessor_config.json"):
-        if not list(Path(folder).glob(needed)):
-            raise UserError(f"{folder}: {needed} is missing; the folder is damaged, make it anew")
+    if not (folder / "tokenizer_config.json").is_file():
+        raise UserError(f"{folder}: tokenizer_config.json is missing; the folder is damaged, make it anew")
+    if not any((folder / x).is_file() for x in ("preprocessor_config.json", "processor_config.json")):
+        raise UserError(f"{folder}: preprocessor_config.json is missing; the folder is damaged, make it anew")
     return FAMILIES[kind]
 
 
@@ -1107,8 +1366,8 @@ def new_folder(path: str | Path):
 
 
 def save(vlm: VLM, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """A Hugging Face folder that stock `from_pretrained` reloads: weights in `dtype`, tokenizer, image processor,
-    config. All ranks together; rank 0 writes. A tied head is stored once.
+    """A Hugging Face folder that stock `from_pretrained` reloads: weights in `dtype`, and all the other files of the
+    folder that the model came from, as they are. All ranks together; rank 0 writes. A tied head is stored once.
     """
     weights = {}
     for name, x in vlm.tensors().items():
@@ -1119,10 +1378,36 @@ def save(vlm: VLM, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> Non
         if ranks()[0]:
             return
         config = copy.deepcopy(vlm.hf.config)
-        config.dtype = dtype
+        set_dtype(config, dtype)
         with torch.device("meta"):
             model = vlm.family.model(config)
-        model.generation_config = vlm.hf.generation_config
+        if vlm.folder is None:
+            model.generation_config = vlm.hf.generation_config
         model.save_pretrained(part, state_dict=weights, max_shard_size="5GB")
-        vlm.tokenizer.save_pretrained(part)
-        vlm.image_processor.save_pretrained(part)
+        if vlm.folder is None:
+            vlm.tokenizer.save_pretrained(part)
+            vlm.image_processor.save_pretrained(part)
+        else:
+            copy_other_files(vlm, part, dtype)
+
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ot", ".index.json")
+
+
+def copy_other_files(vlm: VLM, part: Path, dtype: torch.dtype) -> None:
+    """All that is not weights from the folder that `vlm` came from, with its published keys. config.json keeps all but
+    the dtype, which it says at every level, and a head's tie that its class would read otherwise.
+    """
+    (part / "generation_config.json").unlink(missing_ok=True)
+    for file in sorted(vlm.folder.iterdir()):
+        if file.is_file() and not file.name.endswith(WEIGHTS):
+            shutil.copyfile(file, part / file.name)
+    config, word = config_of(vlm.folder), str(dtype).removeprefix("torch.")
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    for level in (config, *(config[x] for x in vlm.hf.config.sub_configs if isinstance(config.get(x), dict))):
+        level.pop("dtype", None)
+        level.pop("torch_dtype", None)
+        level[key] = word
+    if vlm.hf.config.__class__.from_pretrained(vlm.folder).tie_word_embeddings != vlm.tied:
+        config["tie_word_embeddings"] = vlm.tied
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

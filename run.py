@@ -36,6 +36,7 @@ from judge import Judge
 from model import FULL, JUDGES, TINY, VLM, deal, everyone_of, load, ranks, start_ranks, wait, whole
 
 HOME = Path(__file__).resolve().parent
+REAL_IMAGE_TOKENS = 1280  # most image tokens of a picture, in training and in evaluation, of a real student
 
 
 def is_real(student: str) -> bool:
@@ -146,8 +147,8 @@ class Run:
         """A model on this rank's device, with the run's limit on pictures."""
         random = self.cfg.random_weights and name == self.cfg.student and name in FULL
         it = load(name, self.cfg.seed, self.device, random_weights=random, **more)
-        if self.cfg.image_tokens and isinstance(it, VLM):
-            it.family.limit(it.image_processor, self.cfg.image_tokens)
+        if isinstance(it, VLM):
+            it.limit_pictures(self.cfg.image_tokens)
         if self.cfg.recompute and "mesh" in more:
             it.base.gradient_checkpointing_enable(dict(use_reentrant=False))
         return it

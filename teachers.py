@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data import Question, UserError, read_jsonl, seed_of, slices
 from judge import Judge, Server, ask_teacher_server
-from model import FULL, VLM, deal, dealt, everyone, everyone_of, family_of, find_folder, pack, ranks, wait
+from model import FULL, VLM, deal, dealt, everyone, everyone_of, family_of, find_folder, pack, ranks, together, wait
 from rollout import PURE, Response, Sampling, rollout
 from run import HOME, Run, compute_dtype, kept_rows, questions_in, split
 
@@ -73,18 +73,6 @@ def own_answers(name: str, questions: list, run: Run) -> Iterator[tuple]:
     gc.collect()  # a sharded model lies in a circle of references, and another teacher may follow
 
 
-def served_answers(url: str, questions: list, run: Run, done: set) -> Iterator[tuple]:
-    """The same from a server: rank 0 asks it for what is not in `done`.
-
-    The others wait for some questions at a time: waiting for all could outlast what a process group puts up with.
-    """
-    samples = (run.cfg.teacher_samples, run.cfg.teacher_temperature, run.cfg.max_new_tokens)
-    for some in slices(len(questions), 1000 if ranks()[1] > 1 else len(questions)):
-        if run.first:
-            yield from ask_teacher_server(Server(url), questions[some], *samples, seed=run.cfg.seed, done=done)
-        wait()
-
-
 def ask_teacher(name: str, url: str, questions: list, run: Run) -> list[Response]:
     """`teacher_samples` responses to every question, from a server (`url`) or from a teacher asked here.
 
@@ -93,17 +81,24 @@ def ask_teacher(name: str, url: str, questions: list, run: Run) -> list[Response
     samples, part = run.cfg.teacher_samples, run.path / f"teachers-{name.replace('/', '-')}.part.jsonl"
     done = {(r["question"], r["index"]) for r in kept_rows(run, part)}
     todo = [q for q in questions if any((q.id, i) not in done for i in range(samples))]
-    arriving = iter(()) if not todo else served_answers(url, todo, run, done) if url else own_answers(name, todo, run)
     bar = tqdm(
         desc=f"teacher {name}", total=len(questions) * samples, initial=len(done), delay=2, disable=not run.first
     )
-    with part.open("a") if run.first else contextlib.nullcontext() as file:
-        for question, index, text, finished in arriving:
-            if run.first and (question, index) not in done:
-                row = dict(question=question, index=index, text=text, finished=finished)
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                bar.update()
+
+    def write(arriving: Iterator[tuple]) -> None:
+        with part.open("a") if run.first else contextlib.nullcontext() as file:
+            for question, index, text, finished in arriving:
+                if run.first and (question, index) not in done:
+                    row = dict(question=question, index=index, text=text, finished=finished)
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    bar.update()
+
+    if url:  # rank 0 asks the server
+        more = (samples, run.cfg.teacher_temperature, run.cfg.max_new_tokens, run.cfg.seed, done)
+        together(lambda: write(ask_teacher_server(Server(url), todo, *more) if run.first else ()))
+    elif todo:
+        write(own_answers(name, todo, run))
     bar.close()
     place = {q.id: i for i, q in enumerate(questions)}
     rows = [r for r in kept_rows(run, part) if r["question"] in place]

@@ -60,7 +60,7 @@ from grpo import (
     surrogate_metrics,
     teacher_advantages,
 )
-from judge import MALFORMED_ALARM, Judge, Server, is_url, known_judge
+from judge import MALFORMED_ALARM, Judge, Server, is_url, judge_digits, known_judge
 from model import (
     FULL,
     JUDGES,
@@ -74,6 +74,7 @@ from model import (
     everyone_of,
     family_of,
     find_folder,
+    language_shell,
     load,
     new_folder,
     pack,
@@ -88,6 +89,7 @@ from model import (
 )
 from rollout import PAPER, PURE, Response, Sampling, rollout
 from run import (
+    REAL_IMAGE_TOKENS,
     Checkpoints,
     Run,
     adamw,
@@ -177,7 +179,7 @@ class Config:
         False, "published students and judges at full size without a download: for speed, memory"
     )
     image_tokens: int = setting(
-        0, "most image tokens of a picture (0: as the model's folder says)", ours=1280, zero=True
+        0, "most image tokens of a picture (0: as the model's folder says)", ours=REAL_IMAGE_TOKENS, zero=True
     )
     algo: str = setting("ril", "which method: presets of the switches below (ALGOS)", choices=tuple(ALGOS))
     # who plays
@@ -889,13 +891,28 @@ def stages_of(cfg: Config) -> list[str]:
     return [name for name in STAGES if has.get(name, True)]
 
 
-def check_questions(cfg: Config) -> None:
+def check_players(cfg: Config) -> VLM:
+    """Look at the files of every player that will be loaded, before anything is written: a UserError names the first
+    that cannot be used. -> the student without memory, to encode with.
+    """
+    cached = (Path("runs") / cfg.run / "teachers.jsonl").exists() or bool(cfg.teachers_file)
+    for name in cfg.teachers.split(",") if cfg.teacher_use != "none" and cfg.stage != "build-teachers" else ():
+        if name != "reference" and "=" not in name and not (cached and name in FULL) and not cfg.teachers_file:
+            shell(teacher_folder(name))
+    if cfg.judge != "rule" and not is_url(cfg.judge):
+        judge_digits(
+            cfg.judge, language_shell(cfg.judge, torch.bfloat16, cfg.random_weights and cfg.judge in JUDGES)[1]
+        )
+    if cfg.student in TINY:
+        return load(cfg.student)
+    return (random_shell if cfg.random_weights and cfg.student in FULL else shell)(cfg.student)[0]
+
+
+def check_questions(cfg: Config, encoder: VLM) -> None:
     """Read and encode every question before anything is written: bad input leaves no trace. All ranks stop together."""
     questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns if Path(cfg.data).is_file() else 0)
-    from_files = random_shell if cfg.random_weights and cfg.student in FULL else shell
-    encoder, wrong = load(cfg.student) if cfg.student in TINY else from_files(cfg.student)[0], ""
-    if cfg.image_tokens:
-        encoder.family.limit(encoder.image_processor, cfg.image_tokens)
+    wrong = ""
+    encoder.limit_pictures(cfg.image_tokens)
     try:
         for q in tqdm(deal(questions), "questions", delay=2, disable=ranks()[0] > 0):
             encoder.encode_question(q)
@@ -942,12 +959,11 @@ def main(argv: list[str] | None = None) -> None:
     start_ranks(device_of(cfg).partition(":")[0])
     if ranks()[0]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (rank 0 speaks for all)
-    if cfg.student in FULL and not cfg.random_weights:
-        find_folder(cfg.student)  # or one line, before anything is written
+    encoder = check_players(cfg)
     if is_real(cfg.student) and not cfg.data:
         print("no --data: the embedded tiny world, its pictures at 336 x 336 pixels")
     if cfg.data:
-        check_questions(cfg)
+        check_questions(cfg, encoder)
     needed = STAGES[: STAGES.index(cfg.stage)] if cfg.stage in STAGES and cfg.stage != "teachers" else ()
     for earlier in stages_of(cfg):
         if earlier in needed and not (Path("runs") / cfg.run / STAGE_OF[earlier][1]).exists():
