@@ -12,6 +12,7 @@ Python.
 """
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -108,6 +109,12 @@ def seed_of(*parts) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
 
 
+@functools.lru_cache(maxsize=4)
+def epoch_order(count: int, epoch: int, seed: int) -> np.ndarray:
+    """The places of `count` questions in the order of one epoch."""
+    return np.random.default_rng(seed_of(seed, "order", epoch)).permutation(count)
+
+
 def questions_at(questions: list[Question], step: int, count: int, seed: int) -> list[tuple[Question, int]]:
     """The `count` questions of one step, each with its epoch: shuffled anew each epoch and read on without a gap.
 
@@ -118,8 +125,7 @@ def questions_at(questions: list[Question], step: int, count: int, seed: int) ->
     out = []
     for k in range(step * count, (step + 1) * count):
         epoch, place = divmod(k, len(questions))
-        order = np.random.default_rng(seed_of(seed, "order", epoch)).permutation(len(questions))
-        out.append((questions[order[place]], epoch))
+        out.append((questions[epoch_order(len(questions), epoch, seed)[place]], epoch))
     return out
 
 

@@ -7,8 +7,9 @@ served model (NAME=http://host:port/v1), or a file of responses. Only text cross
 import collections
 import contextlib
 import gc
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
-from data import Question, UserError, read_jsonl, seed_of, slices
+from data import Question, UserError, questions_at, read_jsonl, seed_of, slices
 from judge import Judge, Server, ask_teacher_server
 from model import FULL, VLM, deal, dealt, everyone, everyone_of, family_of, find_folder, pack, ranks, together, wait
 from rollout import PURE, Response, Sampling, rollout
@@ -29,6 +30,44 @@ SAMPLES, TEMPERATURE = 8, 0.8  # how the committed responses were drawn
 def teacher_names(cfg) -> list[str]:
     """--teachers without the addresses: big=http://host:8000/v1,tiny-qwen-teacher -> [big, tiny-qwen-teacher]."""
     return [name.partition("=")[0] for name in cfg.teachers.split(",")]
+
+
+def pretraining_questions(cfg, questions: list, usable: Iterable | None = None) -> tuple[list, list[list]]:
+    """(held-out questions, those of each step) of D's pre-training; both empty where there is none.
+
+    The order is that of ALL training questions, so it is known before a teacher is asked. `usable`: the ids of those
+    with a response (None: all); the others are passed over, which moves nobody else.
+    """
+    if cfg.discriminator == "none" or not (cfg.d_pretrain and cfg.d_steps):
+        return [], []
+    usable = {q.id for q in questions} if usable is None else set(usable)
+    here = [q for q in questions if q.id in usable]
+    held = here[: max(1, min(32, len(here) // 8))]
+    train = questions[max(1, min(32, len(questions) // 8)) :]
+    visited = usable - {q.id for q in held}
+    if not any(q.id in visited for q in train):  # too few to hold one out
+        train, visited = here, usable
+    epochs = (questions_at(train, i, len(train), seed_of(cfg.seed, "d")) for i in itertools.count())
+    stream = (q for epoch in epochs for q, _ in epoch if q.id in visited)
+    return held, [list(itertools.islice(stream, cfg.questions_per_step)) for _ in range(cfg.d_steps)]
+
+
+def pretraining_samples(cfg) -> int:
+    """Responses per question of the student, and of each teacher, in D's pre-training."""
+    return cfg.d_samples or cfg.teacher_samples
+
+
+def samples_of(cfg, questions: list) -> dict[str, int]:
+    """Responses that each teacher is asked for, by question: D's pre-training wants more where it comes by."""
+    held, steps = pretraining_questions(cfg, questions)
+    more = dict.fromkeys((q.id for part in (held, *steps) for q in part), pretraining_samples(cfg))
+    return {q.id: max(cfg.teacher_samples, more.get(q.id, 0)) for q in questions}
+
+
+def by_samples(questions: list, samples: dict) -> list[tuple[int, list]]:
+    """[(count, the questions that are asked so often)], most first."""
+    counts = sorted({samples[q.id] for q in questions}, reverse=True)
+    return [(n, [q for q in questions if samples[q.id] == n]) for n in counts]
 
 
 def teacher_folder(name: str) -> Path:
@@ -53,18 +92,21 @@ def teacher_model(name: str, run: Run) -> VLM:
     return vlm
 
 
-def own_answers(name: str, questions: list, run: Run) -> Iterator[tuple]:
-    """(question id, index, text, finished) of `teacher_samples` answers to each question from a teacher asked here, by
-    our own rollout. Every rank has a share of the questions and gets all answers.
+def own_answers(name: str, questions: list, samples: dict, run: Run) -> Iterator[tuple]:
+    """(question id, index, text, finished) of samples[id] answers to each question from a teacher asked here, by our
+    own rollout. Every rank has a share of the questions and gets all answers.
     """
     cfg, vlm = run.cfg, teacher_model(name, run)
     how, more = Sampling(temperature=cfg.teacher_temperature), dict(purpose=(cfg.seed, "teacher", name))
-    side_by_side = min(64, max(1, cfg.rollout_rows // cfg.teacher_samples))  # one pass: what is done is on disk
-    for part in slices(len(questions), side_by_side * ranks()[1]):
-        asked, own = dealt(questions[part])
+    more |= dict(source=name, max_rows=cfg.rollout_rows)
+    passes = []  # what one pass answers is on disk before the next one begins
+    for n, some in by_samples(questions, samples):
+        side_by_side = min(64, max(1, cfg.rollout_rows // n))
+        passes += [(n, some[part]) for part in slices(len(some), side_by_side * ranks()[1])]
+    for n, some in passes:
+        asked, own = dealt(some)
         prompts, names = [vlm.encode_question(q) for q in asked], [q.id for q in asked]
-        more |= dict(source=name, max_rows=cfg.rollout_rows)
-        groups = rollout(vlm, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, how, **more)
+        groups = rollout(vlm, prompts, names, n, cfg.max_new_tokens, how, **more)
         if isinstance(vlm, FSDPModule):  # it notes every forward until a backward pass comes
             vlm.reset_iter_state()
         for r in (r for group in everyone(groups[:own]) for r in group):
@@ -73,17 +115,24 @@ def own_answers(name: str, questions: list, run: Run) -> Iterator[tuple]:
     gc.collect()  # a sharded model lies in a circle of references, and another teacher may follow
 
 
-def ask_teacher(name: str, url: str, questions: list, run: Run) -> list[Response]:
-    """`teacher_samples` responses to every question, from a server (`url`) or from a teacher asked here.
+def served_answers(url: str, questions: list, samples: dict, run: Run, done: set) -> Iterator[tuple]:
+    """The same from a server, which is asked for what is not in `done`."""
+    how = (run.cfg.teacher_temperature, run.cfg.max_new_tokens, run.cfg.seed, done)
+    for n, some in by_samples(questions, samples):
+        yield from ask_teacher_server(Server(url), some, n, *how)
+
+
+def ask_teacher(name: str, url: str, questions: list, run: Run, samples: dict | None = None) -> list[Response]:
+    """samples[id] responses to every question (None: `teacher_samples`), from a server (`url`) or a teacher asked here.
 
     Each is written down as it arrives, so that a killed run asks for the rest only.
     """
-    samples, part = run.cfg.teacher_samples, run.path / f"teachers-{name.replace('/', '-')}.part.jsonl"
+    samples = samples or {q.id: run.cfg.teacher_samples for q in questions}
+    part = run.path / f"teachers-{name.replace('/', '-')}.part.jsonl"
     done = {(r["question"], r["index"]) for r in kept_rows(run, part)}
-    todo = [q for q in questions if any((q.id, i) not in done for i in range(samples))]
-    bar = tqdm(
-        desc=f"teacher {name}", total=len(questions) * samples, initial=len(done), delay=2, disable=not run.first
-    )
+    todo = [q for q in questions if any((q.id, i) not in done for i in range(samples[q.id]))]
+    count = sum(samples[q.id] for q in questions)
+    bar = tqdm(desc=f"teacher {name}", total=count, initial=len(done), delay=2, disable=not run.first)
 
     def write(arriving: Iterator[tuple]) -> None:
         with part.open("a") if run.first else contextlib.nullcontext() as file:
@@ -94,11 +143,10 @@ def ask_teacher(name: str, url: str, questions: list, run: Run) -> list[Response
                     file.flush()
                     bar.update()
 
-    if url:  # rank 0 asks the server
-        more = (samples, run.cfg.teacher_temperature, run.cfg.max_new_tokens, run.cfg.seed, done)
-        together(lambda: write(ask_teacher_server(Server(url), todo, *more) if run.first else ()))
+    if url:  # rank 0 asks the server, the others wait
+        together(lambda: write(served_answers(url, todo, samples, run, done) if run.first else ()))
     elif todo:
-        write(own_answers(name, todo, run))
+        write(own_answers(name, todo, samples, run))
     bar.close()
     place = {q.id: i for i, q in enumerate(questions)}
     rows = [r for r in kept_rows(run, part) if r["question"] in place]
@@ -106,11 +154,11 @@ def ask_teacher(name: str, url: str, questions: list, run: Run) -> list[Response
     return [Response(r["question"], r["index"], name, [], r["text"], r["finished"]) for r in rows]
 
 
-def responses_in(file: Path, name: str, cfg, wanted: set) -> list[Response]:
-    """The first `teacher_samples` responses of a teacher to each wanted question, from a cache file."""
+def responses_in(file: Path, name: str, samples: dict) -> list[Response]:
+    """The first samples[id] responses of a teacher to each question, from a cache file that may have fewer."""
     count, mine = collections.Counter(), []
     for _, row in read_jsonl(file, ("question", "teacher", "text")):
-        if row["teacher"] == name and row["question"] in wanted and count[row["question"]] < cfg.teacher_samples:
+        if row["teacher"] == name and count[row["question"]] < samples.get(row["question"], 0):
             index, finished = count[row["question"]], row.get("finished", True)
             mine.append(Response(row["question"], index, name, [], row["text"], finished))
             count[row["question"]] += 1
@@ -131,7 +179,7 @@ def teachers(run: Run) -> None:
     """
     cfg, got = run.cfg, []
     questions = split(cfg)["train"]
-    wanted = {q.id for q in questions}
+    samples = samples_of(cfg, questions)
     for entry in cfg.teachers.split(","):
         name, _, url = entry.partition("=")
         cache = Path(cfg.teachers_file) if cfg.teachers_file else FOLDER / name / "responses.jsonl"
@@ -139,15 +187,15 @@ def teachers(run: Run) -> None:
         if name == "reference":
             got += [Response(q.id, 0, name, [], q.answer) for q in questions]
         elif cfg.teachers_file:
-            mine = responses_in(cache, name, cfg, wanted)
+            mine = responses_in(cache, name, samples)
             if not mine:
                 raise UserError(f"{cache}: no response of {name!r} to any training question; correct --teachers or it")
             got += mine
         else:
             committed = cache.exists() and alike and not cfg.data and not url
-            mine = responses_in(cache, name, cfg, wanted) if committed else []
+            mine = responses_in(cache, name, samples) if committed else []
             missing = [q for q in questions if q.id not in {r.question for r in mine}]
-            got += mine + (ask_teacher(name, url, missing, run) if missing else [])
+            got += mine + (ask_teacher(name, url, missing, run, samples) if missing else [])
     run.write("teachers.jsonl", as_lines(got, judged(run.judge(weak=True), questions, got)))
     wait()
     right = np.mean(judged(run.judge(), questions, got) or [0.0])
@@ -211,6 +259,10 @@ class TeacherCache:
         self.questions = [q for q in questions if any(self.of[q.id].values())]
         if not self.questions:
             raise UserError("--right-only leaves no question: no cached response is right")
+
+    def too_few(self, questions: Iterable[str], count: int) -> int:
+        """To how many of these questions has some teacher fewer than `count` cached responses?"""
+        return sum(min(map(len, self.of[q].values())) < count for q in questions)
 
     def draw(self, question: str, *purpose, count: int = 0) -> tuple[list[Response], list[int]]:
         """Each teacher's share of a group (or `count` each) and the verdicts; repeats only where the cache holds

@@ -520,7 +520,7 @@ def test_damaged_or_unknown_folders_are_refused_by_name(vlm, tmp_path):
             model.load(tmp_path / "out")
     whole = (tmp_path / "out" / "model.safetensors").read_bytes()
     (tmp_path / "out" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(data.UserError, match=r"model.safetensors: .*make the folder anew"):
+    with pytest.raises(data.UserError, match=r"model.safetensors: damaged .*copy it anew"):
         model.load(tmp_path / "out")
     with pytest.raises(data.UserError, match="neither a folder"):
         model.load("tiny-qwne")
@@ -604,6 +604,31 @@ def test_inverse_sampling_follows_the_distribution():
 
 def test_paper_sampling_runs_and_differs(speaker):
     assert [r.ids for g in sampled(speaker, ro.PAPER)[1] for r in g] != [r.ids for g in sampled(speaker)[1] for r in g]
+
+
+def test_the_gap_between_sampler_and_scorer_is_told_in_full_whatever_the_micro_batching(speaker):
+    prompts, groups = sampled(speaker, ro.PAPER)
+    teacher = torch.zeros(len(groups), 4, dtype=torch.bool)
+
+    def told(size: int, how=ro.PAPER) -> dict:
+        cut = data.slices(len(groups), size)
+        packed = [model.pack(prompts[s], [[r.ids for r in g] for g in groups[s]]) for s in cut]
+        with torch.no_grad():
+            old = [speaker(b) for b in packed]
+        return train.token_metrics(groups, packed, old, [None] * len(cut), teacher, cut, "k3", how)
+
+    gaps, ratios = [], []
+    for prompt, r in ((p, r) for p, g in zip(prompts, groups, strict=True) for r in g):
+        with torch.no_grad():
+            scored = speaker(model.pack([prompt], [[r.ids]]))[0].tolist()
+        gaps += [abs(a - b) for a, b in zip(scored, r.logps, strict=True)]
+        ratios.append(sum(scored) - sum(r.logps))
+    for size in (1, 2, len(groups)):
+        row = told(size)
+        assert row["sampler_gap"] == pytest.approx(max(gaps), abs=1e-5) and max(gaps) > 0.01
+        assert row["sampler_gap_mean"] == pytest.approx(np.mean(gaps), abs=1e-5)
+        assert row["sampler_log_ratio_sd"] == pytest.approx(np.std(ratios), abs=1e-4) and np.std(ratios) > 0.01
+    assert set(told(2)) - set(told(2, ro.PURE)) == {"sampler_gap_mean", "sampler_log_ratio_sd"}
 
 
 # ------------------------------------------------------------------------------------------------ discriminator.py
@@ -1159,7 +1184,7 @@ def test_unknown_and_damaged_judges_are_refused_in_one_line(judge_folder, tmp_pa
     bad = tmp_path / "bad"
     shutil.copytree(judge_folder, bad)
     (bad / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(data.UserError, match="bad/model.safetensors: .* make the folder anew") as caught:
+    with pytest.raises(data.UserError, match="bad/model.safetensors: damaged .* copy it anew") as caught:
         jd.Judge(str(bad))
     assert "\n" not in str(caught.value)
 
@@ -2079,6 +2104,8 @@ def test_every_switch_changes_the_metrics(straight, default_rows, tmp_path, name
         (["--algo", "grpo", "--group-size", "1"], "a group of one"),
         (["--algo", "dr_grpo", "--right-only"], "need teachers"),
         (["--frozen", "vision,eyes"], "--frozen eyes: unknown"),
+        (["--preset", "paper", "--data", "mine.jsonl"], "name the --teachers: served ones"),
+        (["--sft-epochs", "2"], "counts passes over --sft-data"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line_before_anything_is_written(tmp_path, flags, says):
@@ -2103,6 +2130,40 @@ def test_every_setting_is_read_somewhere():
 def test_the_paper_preset_takes_the_papers_values_and_flags_win():
     cfg = train.parse(["--preset", "paper", "--lr", "5e-6"])
     assert (cfg.group_size, cfg.d_lr, cfg.sampling, cfg.max_new_tokens, cfg.lr) == (4, 1e-6, "paper", 512, 5e-6)
+    assert (cfg.d_samples, cfg.teacher_samples, cfg.d_steps, cfg.judge) == (16, 4, 100, "rule")  # no --data
+    tiny = train.parse([])
+    assert (tiny.d_samples, tiny.d_steps, tiny.judge, train.unlike_the_paper(tiny)) == (0, 12, "rule", [])
+
+
+def test_with_questions_of_yours_the_paper_preset_has_the_papers_judge_and_wants_teachers_named():
+    real = ["--student", "qwen2.5-vl-7b", "--data", "mine.jsonl"]
+    with pytest.raises(data.UserError, match="name the --teachers.*http.*qwen2.5-vl-72b.*--teachers-file"):
+        train.parse(real)
+    cfg = train.parse([*real, "--teachers", "big=http://127.0.0.1:9/v1"])
+    assert cfg.judge == "qwen2.5-32b" and train.unlike_the_paper(cfg) == []
+    assert train.parse([*real, "--teachers", "qwen2.5-vl-72b", "--judge", "rule"]).judge == "rule"
+    for algo in ("dr_grpo", "sft"):  # no teachers, and the answers for teachers
+        assert train.parse([*real, "--algo", algo]).algo == algo
+    said = train.unlike_the_paper(train.parse(real[:2]))
+    assert all(word in " ".join(said) for word in ("336 x 336", "exact rule", "tiny-qwen-teacher")) and len(said) == 3
+
+
+def test_the_discriminators_questions_are_known_before_a_teacher_is_asked_and_keep_their_order():
+    questions = [data.Question(str(i), (), "what?", "red") for i in range(48)]
+    cfg = train.Config(d_steps=3, questions_per_step=4)
+    held, steps = teachers.pretraining_questions(cfg, questions)
+    assert held == questions[:6] and [len(s) for s in steps] == [4, 4, 4]
+    order = [q for q, _ in data.questions_at(questions[6:], 0, 42, data.seed_of(0, "d"))]
+    assert [q for s in steps for q in s] == order[:12]
+    gone = {questions[0].id, order[1].id, order[7].id}  # without any response, as it turns out later
+    left = [q.id for q in questions if q.id not in gone]
+    held, steps = teachers.pretraining_questions(cfg, questions, left)
+    kept = [q for q in order if q.id not in gone and q not in held]
+    assert held == questions[1:6] and [q for s in steps for q in s] == kept[:12]
+    held, steps = teachers.pretraining_questions(cfg, questions, ["40"])
+    assert {q.id for s in (held, *steps) for q in s} == {"40"} and [len(s) for s in steps] == [4, 4, 4]
+    for off in (dict(d_pretrain=False), dict(d_steps=0), dict(discriminator="none")):
+        assert teachers.pretraining_questions(train.replace(cfg, **off), questions) == ([], [])
 
 
 def test_the_readmes_commands_and_paths_exist():
@@ -2448,6 +2509,10 @@ PUBLISHED = {  # parameters of the published checkpoints
     "internvl3-2b": 2_088_957_440,
     "internvl3-8b": 7_944_373_760,
     "internvl3-78b": 78_408_318_336,
+    "internvl3.5-1b": 1_060_897_792,
+    "internvl3.5-2b": 2_348_347_392,
+    "internvl3.5-4b": 4_732_489_216,
+    "internvl3.5-8b": 8_528_318_464,
 }
 
 
@@ -2590,6 +2655,64 @@ def test_responses_from_a_file_fill_in_for_a_teacher_that_has_too_few(straight, 
         train.parse(flags)
 
 
+def test_teachers_are_asked_for_more_where_the_discriminators_pre_training_comes_by(straight, tmp_path, monkeypatch):
+    """A served teacher and one asked here: --d-samples for what pre-training visits, --teacher-samples for the rest."""
+    file, drawn = own_questions(tmp_path, 60), {}
+    flags = ["--run", "t", *SMALL, "--data", file, "--student", str(straight / "sft"), "--max-new-tokens", "8"]
+    flags += ["--teacher-samples", "1", "--d-samples", "3", "--d-steps", "2"]
+    with stub_server(lambda handler, body: handler.say("red")) as (url, asked):
+        command(tmp_path, *flags, "--teachers", f"big={url},tiny-qwen-teacher", "--stage", "sft")
+        command(tmp_path, *flags, "--teachers", f"big={url},tiny-qwen-teacher", "--stage", "teachers")
+        requests = len(asked)
+    part = data.split_questions(data.load_questions(tmp_path / file))["train"]
+    hold = len(part) // 8
+    visits = [data.questions_at(part[hold:], step, 4, data.seed_of(0, "d")) for step in (0, 1)]
+    visited = {q.id for q in part[:hold]} | {q.id for step in visits for q, _ in step}
+    rows = [json.loads(x) for x in (tmp_path / "runs/t/teachers.jsonl").read_text().splitlines()]
+    found = collections.Counter((r["question"], r["teacher"]) for r in rows)
+    names = ("big", "tiny-qwen-teacher")
+    assert found == {(q.id, name): 3 if q.id in visited else 1 for q in part for name in names}
+    assert len(visited) == hold + 8 < len(part) and requests == 3 * len(visited) + len(part) - len(visited)
+    draw = teachers.TeacherCache.draw
+
+    def noted(self, question, *purpose, count=0):
+        drawn[question] = [r.index for r in draw(self, question, *purpose, count=count)[0] if r.source == "big"]
+        return draw(self, question, *purpose, count=count)
+
+    monkeypatch.setattr(teachers.TeacherCache, "draw", noted)
+    command(tmp_path, *flags, "--teachers", "big=http://127.0.0.1:9/v1,tiny-qwen-teacher", "--stage", "discriminator")
+    assert set(drawn) == visited and all(sorted(x) == [0, 1, 2] for x in drawn.values())  # nothing is repeated
+
+
+def test_pre_training_uses_what_a_cache_has_and_warns_where_d_learned_nothing(straight, tmp_path, monkeypatch, capsys):
+    texts, pack, out = [], disc.Discriminator.pack, {}
+
+    def noted(self, groups, *more):
+        texts.extend(map(len, groups))
+        return pack(self, groups, *more)
+
+    monkeypatch.setattr(disc.Discriminator, "pack", noted)
+    learning_nothing = ["--d-samples", "9", "--d-steps", "1", "--d-pretrain-lr", "1e-9"]
+    for name, flags in {
+        "rows of 8": ["--group-size", "4", *learning_nothing],
+        "rows of 18": ["--group-size", "9", *learning_nothing],
+        "learning": [],
+    }.items():
+        texts.clear()
+        run = tmp_path / "runs" / name
+        shutil.copytree(straight / "sft", run / "sft")
+        shutil.copy(straight / "teachers.jsonl", run)
+        command(tmp_path, "--run", name, *SMALL, *flags, "--stage", "discriminator")
+        out[name] = (metrics(run)[-1], list(texts), capsys.readouterr().out)
+    row, sizes, said = out["rows of 8"]
+    assert sizes == [8, 8, 2] * 10  # 6 held-out questions and 4 of the step, 9 + 9 texts each
+    assert "10 of 10 questions have fewer than 9 cached responses" in said
+    assert row["d_accuracy"] < 0.6 and "WARNING: D ends at 0." in said
+    assert out["rows of 18"][1] == [18] * 10 and out["rows of 18"][0]["loss"] == pytest.approx(row["loss"], abs=1e-6)
+    row, _, said = out["learning"]
+    assert row["d_accuracy"] > 0.6 and "WARNING" not in said
+
+
 def test_a_served_model_may_move_and_the_run_goes_on():
     moved = [without_host(f"big=http://{host}/v1,tiny-qwen-teacher") for host in ("a:1", "10.0.0.7:8000")]
     assert moved[0] == moved[1] == "big=http://,tiny-qwen-teacher"
@@ -2679,10 +2802,19 @@ def test_selection_keeps_what_the_teacher_knows_and_the_student_does_not_and_res
     assert kept == set([r["question"] for r in rates if r["score"] is not None and 0 < r["score"] < 1][:10])
 
 
-def test_a_folder_can_be_warmed_up_on_your_own_answers(straight, tmp_path):
-    file = own_questions(tmp_path, 12)
+def test_a_folder_can_be_warmed_up_on_your_own_answers(straight, tmp_path, monkeypatch):
+    file, rates, update = own_questions(tmp_path, 12), [], train.update
+
+    def noted(optimizer, *more):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return update(optimizer, *more)
+
+    monkeypatch.setattr(train, "update", noted)
     flags = ["--run", "w", *SMALL, "--student", str(straight / "sft"), "--stage", "sft"]
-    command(tmp_path, *flags, "--sft-data", str(tmp_path / file), "--sft-steps", "60", "--sft-pictures", "6")
+    command(tmp_path, *flags, "--sft-data", str(tmp_path / file), "--sft-epochs", "30", "--sft-pictures", "6")
+    assert len(rates) == 30 * 12 / 6 and rates.index(max(rates)) == 29  # it warms up in half of the steps, not in 50
+    with pytest.raises(data.UserError, match="counted in epochs"):
+        train.parse(["--sft-data", str(tmp_path / file), "--sft-steps", "60"])
     losses = [r["loss"] for r in metrics(tmp_path / "runs/w")]
     before, after = model.load(straight / "sft"), model.load(tmp_path / "runs/w/sft")
     questions = data.load_questions(tmp_path / file)

@@ -22,6 +22,7 @@ import argparse
 import dataclasses
 import gc
 import json
+import math
 import os
 import sys
 import time
@@ -112,6 +113,8 @@ from teachers import (
     TeacherCache,
     as_lines,
     ask_teacher,
+    pretraining_questions,
+    pretraining_samples,
     select,
     teacher_folder,
     teacher_model,
@@ -130,6 +133,7 @@ ALGOS = {
     "sft": dict(teachers="reference", **LIKELIHOOD),  # supervised fine-tuning on the reference answers
     "gail": dict(teacher_use="discriminator", similarity="continuous", answer="none"),  # D's score is the only reward
 }
+D_ALARM = 0.6  # a held-out accuracy of D below this is a warning
 STAGES = ("sft", "teachers", "discriminator", "ril", "export", "evaluate")
 TEACHER_USE = ("gradient", "baseline", "positive", "denominator-1", "luffy", "discriminator", "none")
 SIMILARITIES = ("binary", "three", "levels", "continuous", "constant", "oracle", "none")
@@ -188,7 +192,7 @@ class Config:
         "tiny-qwen-teacher", "A or A,B: tiny teachers, published names, folders, NAME=URL; reference: the answers"
     )
     teachers_file: str = setting("", "responses made elsewhere: JSONL with question, teacher, text")
-    judge: str = setting("rule", "who decides whether an answer is right: rule, qwen2.5-32b, a folder, or a URL")
+    judge: str = setting("rule", "who decides what is right: rule, qwen2.5-32b, a folder, or a URL", "qwen2.5-32b")
     judged: float = setting(1.0, "share of the training questions that have an answer key; the rest score 0", zero=True)
     judge_wrong: float = setting(0.0, "share of training verdicts that are turned round", zero=True)
     # questions
@@ -199,12 +203,13 @@ class Config:
     select: str = setting("log-prob", "--stage select: the score (teachers.py)", None, ("log-prob", "pass-rate"))
     # warm start
     sft_data: str = setting("", "JSONL with question, answer and picture: a warm start for a real student")
-    sft_steps: int = setting(1200, "steps of the warm start")
+    sft_epochs: float = setting(1.0, "passes of that warm start over --sft-data", ours=1.0)
+    sft_steps: int = setting(1200, "steps of the warm start on the tiny world")
     sft_pictures: int = setting(16, "pictures per warm-start step")
     sft_questions: int = setting(4, "questions per picture: one packed row")
     sft_lr: float = setting(2e-3, "learning rate at the start of the warm start, falls linearly", paper=1e-5)
     sft_lr_end: float = setting(1e-4, "learning rate at its end", paper=1e-6)
-    sft_warmup: int = setting(50, "steps in which the learning rate rises to its start")
+    sft_warmup: int = setting(50, "steps in which the learning rate rises to its start; at most half of them")
     # teachers
     teacher_samples: int = setting(SAMPLES, "cached responses per question and teacher (the paper: 16)", ours=4)
     cached: int = setting(0, "cached responses used per question and teacher (0: all)", zero=True)
@@ -213,7 +218,10 @@ class Config:
     )
     teacher_temperature: float = setting(TEMPERATURE, "sampling temperature of the teacher")
     # discriminator pre-training
-    d_steps: int = setting(12, "at most so many steps", zero=True)
+    d_steps: int = setting(12, "at most so many steps", ours=100, zero=True)
+    d_samples: int = setting(
+        0, "responses per question of the student and of each teacher (0: as --teacher-samples)", paper=16, zero=True
+    )
     d_pretrain_lr: float = setting(2e-4, "learning rate at the start, falls linearly to a tenth", paper=1e-5)
     d_stop: float = setting(0.95, "stop when the accuracy on held-out questions reaches this", zero=True)
     # the switches of the paper's sections 3 and 4, named after the term that they change
@@ -275,7 +283,10 @@ def parse(argv: list[str]) -> Config:
     real = {f.name: f.metadata["real"] for f in fields if f.metadata["real"] is not None}
     if given.get("preset", "auto") == "auto":
         given["preset"] = "paper" if is_real(given.get("student", Config.student)) else "tiny"
-    cfg = Config(**((real if given["preset"] == "paper" else {}) | ALGOS[given.get("algo", "ril")] | given))
+    if not given.get("data"):
+        del real["judge"]  # the embedded world has an exact rule
+    named = ALGOS[given.get("algo", "ril")] | given
+    cfg = Config(**((real if given["preset"] == "paper" else {}) | named))
     for f in fields:
         value = getattr(cfg, f.name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -301,6 +312,12 @@ def parse(argv: list[str]) -> Config:
             read_jsonl(file, fields)
     if cfg.stage == "select" and not cfg.data:
         raise UserError("--stage select chooses from your questions: it needs --data")
+    asked = cfg.teacher_use != "none" and (cfg.stage != "select" or cfg.select == "log-prob")
+    if cfg.preset == "paper" and cfg.data and asked and "teachers" not in named:
+        raise UserError(
+            "--preset paper with --data: name the --teachers: served ones (qwen-72b=http://HOST:PORT/v1), a published "
+            "name (qwen2.5-vl-72b), a folder, or A with --teachers-file FILE, whose lines say A"
+        )
     names = teacher_names(cfg)
     if "" in names:
         raise UserError(f"--teachers {cfg.teachers}: an empty name; give A, A,B or NAME=URL")
@@ -313,6 +330,8 @@ def parse(argv: list[str]) -> Config:
     learned = cfg.similarity in ("binary", "three", "levels", "continuous")
     in_group = cfg.teacher_use not in ("none", "discriminator")
     senseless = [
+        ("sft_steps" in given and bool(cfg.sft_data), "--sft-data is counted in epochs: --sft-epochs, not --sft-steps"),
+        ("sft_epochs" in given and not cfg.sft_data, "--sft-epochs counts passes over --sft-data: it needs one"),
         (max(cfg.judged, cfg.judge_wrong) > 1, "--judged and --judge-wrong are shares, between 0 and 1"),
         (cfg.algo not in ("grpo", "dr_grpo") and not has_teachers, f"--algo {cfg.algo} needs teachers"),
         (has_d and not has_teachers, "a --discriminator needs teacher responses: --teacher-use"),
@@ -405,10 +424,15 @@ def sft_questions(cfg: Config) -> list:
 
 
 def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
-    """Supervised fine-tuning, on the tiny world with everything trained (a tiny model starts from random weights), or
-    on --sft-data.
+    """Supervised fine-tuning: `steps` on the tiny world with everything trained (a tiny model starts from random
+    weights), or --sft-epochs over --sft-data.
     """
     cfg, own = run.cfg, sft_questions(run.cfg)
+    if own:
+        steps = math.ceil(cfg.sft_epochs * len(own) / cfg.sft_pictures)
+        steps = min(30, steps) if cfg.pilot else steps
+        print(f"  {cfg.sft_epochs:g} epochs of {len(own)} questions: {steps} steps of {cfg.sft_pictures}")
+    warmup = min(cfg.sft_warmup, max(1, steps // 2))
     vlm.freeze(*(() if cfg.student in TINY or voice else ("vision",))).train()
     optimizer = adamw(vlm, cfg.sft_lr)
     checkpoints = Checkpoints(run, stage, {"student": (vlm, optimizer)}, 10 * cfg.checkpoint_every)
@@ -418,7 +442,7 @@ def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
     for step in (bar := tqdm(range(start, steps), stage, steps, initial=start, mininterval=2, disable=quiet)):
         for group in optimizer.param_groups:
             falling = cfg.sft_lr + (cfg.sft_lr_end - cfg.sft_lr) * step / steps
-            group["lr"] = falling * min(1, (step + 1) / cfg.sft_warmup)
+            group["lr"] = falling * min(1, (step + 1) / warmup)
         if own:
             batch, tokens = own_lessons(vlm, own, step, cfg.seed, cfg.sft_pictures)
         else:
@@ -491,9 +515,10 @@ def discriminator(run: Run) -> None:
     cfg, world = run.cfg, ranks()[1]
     student = run.whole(run.path / "sft")
     cache = TeacherCache(run, student, split(cfg)["train"])
-    questions = cache.questions
-    hold = max(1, min(32, len(questions) // 8))
-    held, train = questions[:hold], questions[hold:] or questions
+    held, visits = pretraining_questions(cfg, split(cfg)["train"], [q.id for q in cache.questions])
+    n, read = pretraining_samples(cfg), {q.id for part in (held, *visits) for q in part}
+    if few := cache.too_few(read, n):
+        print(f"  {few} of {len(read)} questions have fewer than {n} cached responses of a teacher: D reads repeats")
     D = make_discriminator(run, trained=False).train()
     optimizer = adamw(D, cfg.d_pretrain_lr)
     run.rewind("discriminator", 0)
@@ -502,7 +527,7 @@ def discriminator(run: Run) -> None:
         """This rank's packed texts, who wrote them, and the number of questions of the step."""
         asked, own = dealt(questions)
         prompts, names = [student.encode_question(q) for q in asked], [q.id for q in asked[:own]]
-        n, sampled = cfg.teacher_samples, (cfg.max_new_tokens, sampling_of(cfg), (cfg.seed, "d", step))
+        sampled = (cfg.max_new_tokens, sampling_of(cfg), (cfg.seed, "d", step))
         with on_gpu(run, student):
             fresh = rollout(student, prompts[:own], names, n, *sampled, max_rows=cfg.rollout_rows)
             seen = student.see(prompts)
@@ -511,14 +536,15 @@ def discriminator(run: Run) -> None:
         ]
         is_student = torch.tensor([r.source == "student" for g in groups for r in g], dtype=torch.bool)
         groups += [[]] * (len(asked) - own)
-        return D.batches(asked, seen, groups, cfg.micro_batch), is_student, own
+        cut = slices(n * (1 + len(cache.names)), 2 * cfg.group_size)  # a row has as many texts as in the loop
+        asked, seen = ([x for x in of for _ in cut] for of in (asked, seen))
+        return D.batches(asked, seen, [g[s] for g in groups for s in cut], cfg.micro_batch), is_student, own
 
-    held_batches, held_is_student, _ = texts(held, -1)
-    for step in range(cfg.d_steps if cfg.d_pretrain else 0):
+    if visits:
+        held_batches, held_is_student, _ = texts(held, -1)
+    for step, step_questions in enumerate(visits):
         for group in optimizer.param_groups:
             group["lr"] = cfg.d_pretrain_lr * (1 - 0.9 * step / cfg.d_steps)
-        visits = questions_at(train, step, cfg.questions_per_step, seed_of(cfg.seed, "d"))
-        step_questions = [q for q, _ in visits]
         batches, is_student, count = texts(step_questions, step)
         with on_gpu(run, D, optimizer):
             loss, _ = discriminator_update(D, batches, is_student, count / len(step_questions), world)
@@ -531,6 +557,11 @@ def discriminator(run: Run) -> None:
         print(f"  step {step + 1:3d}  loss {loss:.3f}  held-out accuracy {found['d_accuracy']:.3f}", flush=True)
         if found["d_accuracy"] >= cfg.d_stop:
             break
+    if visits and found["d_accuracy"] < D_ALARM:
+        print(
+            f"  WARNING: D ends at {found['d_accuracy']:.3f} on held-out questions, below {D_ALARM}: it hardly tells "
+            "student from teacher, so its reward is noise; take more --d-steps or a larger --d-pretrain-lr"
+        )
     weights = {name: whole(x.detach()).cpu().contiguous() for name, x in D.state_dict().items()}
     with new_folder(run.path / "discriminator") as part:
         if run.first:
@@ -672,7 +703,7 @@ def ril(run: Run) -> None:
         row |= group_metrics(*(torch.stack(everyone(list(x))) for x in tables))
         sums = [sum(x) for x in zip(*everyone_of(tuple(map(sum, zip(*ratios, strict=True)))), strict=True)]
         row |= dict(ratio=sums[0] / sums[2], clipped=sums[1] / sums[2])
-        row |= token_metrics(fresh, packed, logp_old, logp_ref, is_teacher[:, :rows], cut, cfg.kl)
+        row |= token_metrics(fresh, packed, logp_old, logp_ref, is_teacher[:, :rows], cut, cfg.kl, how)
         if run.first:
             show(run, step, asked[0], groups[0], similarity[0], answer[0], advantage[0], [0, G] if G and T else [0])
         seconds = dict(rollout=clock_rollout - clock, discriminator=clock_d - clock_rollout)
@@ -709,10 +740,11 @@ def look_auc(looks: list[list[tuple]]) -> float:
     return auc([x for right, x in rows if right], [x for right, x in rows if right is False])
 
 
-def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str) -> dict[str, float]:
+def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str, how: Sampling) -> dict[str, float]:
     """What the step's tokens look like under the policy, over all ranks; every name is defined in the README.
 
-    Sums are taken per question, so that neither micro-batching nor the number of ranks changes them.
+    Sums are taken per question, so that neither micro-batching nor the number of ranks changes them. Where sampler and
+    scorer differ by intent (`how` is not PURE), the mean and the spread of their difference are told too.
     """
     mine = []
     for s, batch, old, ref in zip(cut, packed, logp_old, logp_ref, strict=True):
@@ -725,7 +757,10 @@ def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str)
             row = dict(said=-said.double().sum().item(), said_n=len(said), theirs_n=int(of_teacher.sum()))
             row |= dict(theirs=-old[part][of_teacher].double().sum().item(), answers=len(responses))
             row |= dict(tokens=sum(len(r.ids) for r in responses), cut=sum(not r.finished for r in responses))
-            row["gap"] = (sampler.to(said.device) - said).abs().max().item() if len(said) == len(sampler) > 0 else 0.0
+            gaps = (said - sampler.to(said.device)).double() if len(said) == len(sampler) else said.new_zeros(0)
+            ratios = [g.sum().item() for g in gaps.split([len(r.ids) for r in responses])] if len(gaps) else []
+            row |= dict(gap=gaps.abs().max().item() if len(gaps) else 0.0, gaps=gaps.abs().sum().item())
+            row |= dict(ratio=sum(ratios), ratio_squared=sum(x * x for x in ratios))
             row["packed"] = int((batch.segment[q] >= 0).sum())
             if ref is not None:
                 row["kl"] = kl(said, ref[part][of_student], kind).double().sum().item()
@@ -733,6 +768,8 @@ def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str)
     rows = everyone(mine)
     sums = {name: sum(r[name] for r in rows) for name in rows[0]}
     answers, said, theirs = (max(1, sums[name]) for name in ("answers", "said_n", "theirs_n"))
+    spread = max(0.0, sums["ratio_squared"] / answers - (sums["ratio"] / answers) ** 2) ** 0.5
+    apart = {} if how == PURE else {"sampler_gap_mean": sums["gaps"] / said, "sampler_log_ratio_sd": spread}
     return {
         "tokens": sums["tokens"] / answers,
         "cut_off": sums["cut"] / answers,
@@ -740,6 +777,7 @@ def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str)
         "nll_teacher": sums["theirs"] / theirs,
         **({"kl": sums["kl"] / said} if "kl" in sums else {}),
         "sampler_gap": max(r["gap"] for r in rows),
+        **apart,
         "packed_tokens": sums["packed"],
     }
 
@@ -923,6 +961,22 @@ def check_questions(cfg: Config, encoder: VLM) -> None:
         raise UserError(message)
 
 
+def unlike_the_paper(cfg: Config) -> list[str]:
+    """What is asked and who plays, where a run with the paper's settings has other players; one line each."""
+    if cfg.preset != "paper" and not is_real(cfg.student):
+        return []
+    out = []
+    if not cfg.data:
+        side = 336 if is_real(cfg.student) else 42
+        out.append(f"no --data: questions of the embedded tiny world, pictures of {side} x {side} pixels")
+    if cfg.judge == "rule":
+        out.append("judge: an exact rule; the paper's is a language model (--judge qwen2.5-32b, or its URL)")
+    tiny = [n for n in cfg.teachers.split(",") if n in TINY]
+    if tiny and cfg.teacher_use != "none":
+        out.append(f"teachers: {', '.join(tiny)}; the paper's have 72 and 78 B parameters (--teachers NAME=URL)")
+    return out
+
+
 def run_stage(run: Run, name: str) -> None:
     """Run a stage unless its artefact is there; its seconds and the most memory so far go to seconds.json."""
     action, artefact, title = STAGE_OF[name]
@@ -960,8 +1014,8 @@ def main(argv: list[str] | None = None) -> None:
     if ranks()[0]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (rank 0 speaks for all)
     encoder = check_players(cfg)
-    if is_real(cfg.student) and not cfg.data:
-        print("no --data: the embedded tiny world, its pictures at 336 x 336 pixels")
+    for difference in unlike_the_paper(cfg):
+        print(difference)
     if cfg.data:
         check_questions(cfg, encoder)
     needed = STAGES[: STAGES.index(cfg.stage)] if cfg.stage in STAGES and cfg.stage != "teachers" else ()
