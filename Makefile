@@ -20,12 +20,12 @@ bench: .venv/ready
 lint: .venv/ready
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
 
-.venv/ready: requirements.txt requirements-dev.txt
+.venv/ready: requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "error: $(PYTHON) is older than 3.10; make PYTHON=python3.11 demo" >&2; exit 2; }
 	@echo "installing into .venv (once, about a minute)"
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -q -r requirements-dev.txt
+	.venv/bin/python -m pip install -q -c constraints.txt -r requirements-dev.txt
 	@touch .venv/ready
 
 clean:
