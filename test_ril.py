@@ -2658,7 +2658,7 @@ def test_responses_from_a_file_fill_in_for_a_teacher_that_has_too_few(straight, 
 def test_teachers_are_asked_for_more_where_the_discriminators_pre_training_comes_by(straight, tmp_path, monkeypatch):
     """A served teacher and one asked here: --d-samples for what pre-training visits, --teacher-samples for the rest."""
     file, drawn = own_questions(tmp_path, 60), {}
-    flags = ["--run", "t", *SMALL, "--data", file, "--student", str(straight / "sft"), "--max-new-tokens", "8"]
+    flags = ["--run", "t", *SMALL, "--data", file, "--student", str(straight / "sft")]
     flags += ["--teacher-samples", "1", "--d-samples", "3", "--d-steps", "2"]
     with stub_server(lambda handler, body: handler.say("red")) as (url, asked):
         command(tmp_path, *flags, "--teachers", f"big={url},tiny-qwen-teacher", "--stage", "sft")
@@ -2810,7 +2810,7 @@ def test_a_folder_can_be_warmed_up_on_your_own_answers(straight, tmp_path, monke
         return update(optimizer, *more)
 
     monkeypatch.setattr(train, "update", noted)
-    flags = ["--run", "w", *SMALL, "--student", str(straight / "sft"), "--stage", "sft"]
+    flags = ["--run", "w", *SMALL[2:], "--student", str(straight / "sft"), "--stage", "sft"]
     command(tmp_path, *flags, "--sft-data", str(tmp_path / file), "--sft-epochs", "30", "--sft-pictures", "6")
     assert len(rates) == 30 * 12 / 6 and rates.index(max(rates)) == 29  # it warms up in half of the steps, not in 50
     with pytest.raises(data.UserError, match="counted in epochs"):
