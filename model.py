@@ -24,6 +24,7 @@ Left out on purpose: video, attention kernels of our own, quantisation, tensor p
 import atexit
 import contextlib
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -571,6 +572,14 @@ def project(projector: nn.Module, patches: torch.Tensor) -> torch.Tensor:
     return projector(patches.reshape(-1, next(projector.parameters()).shape[0]))
 
 
+def recompute_activations(base: nn.Module) -> None:
+    """Keep each layer's input only and recompute the rest in the backward pass. Before transformers 5.23 the function
+    has another name.
+    """
+    name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
+    getattr(base, f"{name}_checkpointing_enable")(dict(use_reentrant=False))
+
+
 def language_positions(base: nn.Module, positions: torch.Tensor) -> torch.Tensor:
     """(3, B, T) for language models with three rotary axes, (B, T) for those with one."""
     axes = (getattr(base.config.get_text_config(), "rope_parameters", None) or {}).get("mrope_section")
@@ -630,9 +639,11 @@ class VLM(nn.Module):
         super().__init__()
         self.hf, self.tokenizer, self.image_processor = hf, tokenizer, image_processor
         self.family, self.folder = FAMILIES[hf.config.model_type], folder  # what is not weights is exported from there
-        ends = hf.generation_config.eos_token_id or tokenizer.eos_token_id
+        ends = hf.generation_config.eos_token_id or tokenizer.eos_token_id or []
         self.ends = [ends] if isinstance(ends, int) else list(ends)  # any of them ends a response
-        self.end = tokenizer.eos_token_id if tokenizer.eos_token_id in self.ends else self.ends[0]  # of teacher texts
+        self.end = (
+            tokenizer.eos_token_id if tokenizer.eos_token_id in self.ends else (self.ends or [0])[0]
+        )  # of teachers
         special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self.control = [tokenizer.added_tokens_decoder[i].content for i in sorted(special)]
         size = hf.config.get_text_config().vocab_size
@@ -888,8 +899,11 @@ def everyone(mine: list) -> list:
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
 
+MEETING = 30.0  # seconds between two meetings of ranks of which one is still at work
+
+
 def together(work: Callable):
-    """Do this rank's work(), however long; the ranks meet every half minute, so that no collective times out.
+    """Do this rank's work(), however long; the ranks meet meanwhile, so that no collective times out.
 
     All ranks together; `work` itself must not contain a collective. -> what it returns.
     """
@@ -897,7 +911,7 @@ def together(work: Callable):
         return work()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
-        while not all(everyone_of(not futures_wait([future], timeout=30).not_done)):
+        while not all(everyone_of(not futures_wait([future], timeout=MEETING).not_done)):
             pass
     return future.result()
 
@@ -988,7 +1002,7 @@ def language_shell(name: str, dtype: torch.dtype, random_weights: bool = False) 
     config_of(folder)
     headers = tensor_headers(folder)
     try:
-        tok = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tok = tokenizer_of(folder)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         tie_as_in_files(config, headers)
         hf = on_meta(AutoModelForCausalLM.from_config, config, dtype)
@@ -1036,7 +1050,7 @@ def shell(name: str | Path, dtype: torch.dtype = torch.float32) -> tuple[VLM, Pa
         tie_as_in_files(config, headers)
         pictures = family.image_processor.from_pretrained(folder, local_files_only=True)
         family.as_called(pictures)
-        tok = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tok = tokenizer_of(folder)
         hf = on_meta(family.model, config, dtype)
         if (folder / "generation_config.json").is_file():
             hf.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
@@ -1044,12 +1058,21 @@ def shell(name: str | Path, dtype: torch.dtype = torch.float32) -> tuple[VLM, Pa
         raise cannot_be_loaded(name, error) from None
     check_tensors(hf, folder, headers)
     check_vocabulary(folder, tok, config)
-    if not (hf.generation_config.eos_token_id or tok.eos_token_id):
-        raise UserError(
-            f"{folder}: no end token, neither in generation_config.json nor in tokenizer_config.json; add it"
-        )
     tok.chat_template = picture_template(folder, tok, family.picture_sign)
-    return VLM(hf, tok, pictures, folder), folder
+    vlm = VLM(hf, tok, pictures, folder)
+    check_end(vlm)
+    return vlm, folder
+
+
+def check_end(vlm: VLM) -> None:
+    """One of the end tokens has to close an answer in the chat template. Raises UserError: texts would never end."""
+    chat = [dict(role="user", content="question"), dict(role="assistant", content="answer says")]
+    closing = vlm.tokenizer.apply_chat_template(chat, tokenize=False).rpartition("answer says")[2]
+    if not any(token in closing for token in vlm.tokenizer.convert_ids_to_tokens(vlm.ends)):
+        raise UserError(
+            f"{vlm.folder}: no end token: its chat template closes an answer with {closing!r}; set eos_token_id in "
+            "generation_config.json to that token"
+        )
 
 
 def on_meta(make: Callable, config, dtype: torch.dtype) -> nn.Module:
@@ -1141,6 +1164,22 @@ def config_of(folder: Path) -> dict:
         kind = kind.get("quant_method", "") if isinstance(kind, dict) else ""
         raise UserError(f"{folder}: its weights are quantised ({kind or 'quantization_config'}); give the bf16 folder")
     return config
+
+
+TOKENIZERS: dict[str, object] = {}  # by the contents of their files
+
+
+def tokenizer_of(folder: Path):
+    """The folder's tokenizer. Folders with the same files share one: a real one takes three seconds to read."""
+    names = (
+        "tokenizer.json tokenizer_config.json vocab.json merges.txt added_tokens.json special_tokens_map.json".split()
+    )
+    names += "special_tokens_map.json tokenizer.model chat_template.jinja chat_template.json".split()
+    parts = [(folder / name).read_bytes() if (folder / name).is_file() else b"-" for name in names]
+    key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    if key not in TOKENIZERS:
+        TOKENIZERS[key] = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return TOKENIZERS[key]
 
 
 def adapter_only(folder: Path) -> UserError:

@@ -33,7 +33,20 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from data import UserError, load_questions, seed_of, split_questions, world_questions
 from judge import Judge
-from model import FULL, JUDGES, TINY, VLM, deal, everyone_of, load, ranks, start_ranks, wait, whole
+from model import (
+    FULL,
+    JUDGES,
+    TINY,
+    VLM,
+    deal,
+    everyone_of,
+    load,
+    ranks,
+    recompute_activations,
+    start_ranks,
+    wait,
+    whole,
+)
 
 HOME = Path(__file__).resolve().parent
 REAL_IMAGE_TOKENS = 1280  # most image tokens of a picture, in training and in evaluation, of a real student
@@ -150,7 +163,7 @@ class Run:
         if isinstance(it, VLM):
             it.limit_pictures(self.cfg.image_tokens)
         if self.cfg.recompute and "mesh" in more:
-            it.base.gradient_checkpointing_enable(dict(use_reentrant=False))
+            recompute_activations(it.base)
         return it
 
     def write(self, name: str, content) -> None:

@@ -75,7 +75,7 @@ def teacher_folder(name: str) -> Path:
     if name in FULL:
         return find_folder(name)
     for folder in (FOLDER / name, Path(name)):
-        if (folder / "config.json").is_file():
+        if folder.is_dir():
             family_of(folder)
             return folder
     known = ", ".join(sorted(p.name for p in FOLDER.glob("*/"))) or "none built yet: --stage build-teachers"

@@ -328,6 +328,17 @@ def saved_by_stock(
     return to
 
 
+def speaking(folder: Path, to: Path) -> Path:
+    """A copy whose random texts end after some tokens: the end token's row of the head is long; -> it."""
+    end = 151645
+
+    def longer(name: str, x: torch.Tensor) -> torch.Tensor:
+        return x.index_copy(0, torch.tensor([end]), 15 * x[end : end + 1]) if len(x) > end else x
+
+    change_tensors(copied(folder, to), longer)
+    return to
+
+
 # ------------------------------------------------------------------------------------------------ pictures
 def picture(width: int = 640, height: int = 480, seed: int = 0) -> Image.Image:
     """A picture of real size: coloured blocks of 40 pixels, drawn from the seed."""
@@ -438,9 +449,10 @@ def failing_template(folder: Path) -> None:
 
 def no_template(folder: Path) -> None:
     """No template anywhere: a base model."""
-    template_in_tokenizer_config(folder)
+    for name in ("chat_template.json", "chat_template.jinja"):
+        (folder / name).unlink(missing_ok=True)
     config = read(folder, "tokenizer_config.json")
-    del config["chat_template"]
+    config.pop("chat_template", None)
     write(folder, "tokenizer_config.json", **config)
 
 
