@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
 from data import Question, UserError, questions_at, read_jsonl, seed_of, slices
@@ -107,8 +106,8 @@ def own_answers(name: str, questions: list, samples: dict, run: Run) -> Iterator
         asked, own = dealt(some)
         prompts, names = [vlm.encode_question(q) for q in asked], [q.id for q in asked]
         groups = rollout(vlm, prompts, names, n, cfg.max_new_tokens, how, **more)
-        if isinstance(vlm, FSDPModule):  # it notes every forward until a backward pass comes
-            vlm.reset_iter_state()
+        if hasattr(vlm, "reset_iter_state"):  # FSDP notes every forward until a backward pass comes, and none will
+            vlm.reset_iter_state()  # torch 2.11 has no such method: there about 50 bytes a layer and token stay
         for r in (r for group in everyone(groups[:own]) for r in group):
             yield r.question, r.index, r.text, r.finished
     del vlm
