@@ -339,6 +339,28 @@ def move(run: Run, device: str, *players) -> None:
                 state |= {k: v.to(device) for k, v in state.items() if isinstance(v, torch.Tensor)}
 
 
+def hold_memory(run: Run, replica: VLM, student: VLM, held: bool) -> None:
+    """With --offload phase the weights that `replica` takes over from `student` get their memory, or lose it.
+
+    `copy_from` writes all of them before they are read again, so none is copied to the host. What the student does not
+    train (the vision tower) stays on the GPU: `copy_from` would not bring it back.
+    """
+    trained = {name for name, p in student.named_parameters() if p.requires_grad}
+    for name, p in replica.named_parameters() if run.cfg.offload == "phase" else ():
+        size = p.nbytes if held else 0
+        if name in trained and p.untyped_storage().size() != size:
+            p.untyped_storage().resize_(size)
+
+
+@contextlib.contextmanager
+def refreshed(run: Run, replica: VLM, student: VLM):
+    """Inside the block `replica` has the student's present weights; with --offload phase it has them there only."""
+    hold_memory(run, replica, student, True)
+    replica.copy_from(student)
+    yield
+    hold_memory(run, replica, student, False)
+
+
 @contextlib.contextmanager
 def on_gpu(run: Run, *players):
     """With --offload phase these modules and optimisers are on the GPU inside the block only."""

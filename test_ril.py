@@ -45,7 +45,7 @@ import teachers
 import train
 from results import judge_cases
 from results.collect import collect
-from run import without_host
+from run import refreshed, without_host
 
 torch.set_num_threads(1)
 HOME = Path(__file__).resolve().parent
@@ -2509,11 +2509,45 @@ def test_a_published_name_comes_from_the_hub_and_without_it_one_line_says_what_w
     assert not (tmp_path / "runs").exists()  # the next command is not refused for a run that never began
 
 
-def test_offload_and_recomputation_change_no_number(straight, tmp_path):
-    rows = {}
-    for name, flags in {"plain": [], "offload": ["--offload", "phase"], "recompute": ["--recompute"]}.items():
+def test_offload_and_recomputation_change_no_number(straight, tmp_path, monkeypatch):
+    rows, moved, stock = {}, [], torch.nn.Module.to
+
+    def to(self, *args, **more):
+        moved.append((type(self).__name__, args))
+        return stock(self, *args, **more)
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    for name, flags in {"plain": [], "recompute": ["--recompute"], "offload": ["--offload", "phase"]}.items():
+        moved.clear()
         rows[name] = switched(straight, tmp_path, name, *flags)
     assert rows["plain"] == rows["offload"] == rows["recompute"]
+    left = {kind for kind, args in moved if args == ("cpu",)}
+    assert {"FSDPVLM", "FSDPDiscriminator"} <= left  # the reference and D leave the GPU
+    assert "VLM" not in left  # the replica does not: it is written anew at every step
+
+
+def test_a_replica_has_no_memory_between_its_phases_but_for_what_the_student_does_not_train():
+    student, replica = model.load("tiny-qwen", 1).freeze("vision"), model.load("tiny-qwen", 2)
+    tower = [p.detach().clone() for p in replica.base.visual.parameters()]
+    trained = {name for name, p in student.named_parameters() if p.requires_grad}
+    run = types.SimpleNamespace(cfg=types.SimpleNamespace(offload="phase"))
+
+    def held() -> dict[str, int]:
+        return {name: p.untyped_storage().size() for name, p in replica.named_parameters()}
+
+    before, question = held(), data.world_questions("train", 1)
+    for _ in range(2):
+        with refreshed(run, replica, student):
+            assert held() == before
+            assert all(torch.equal(replica.get_parameter(x), student.get_parameter(x)) for x in trained)
+            said = sampled(replica, questions=question)
+        assert held() == {name: 0 if name in trained else size for name, size in before.items()}
+        assert all(map(torch.equal, tower, replica.base.visual.parameters()))
+    assert said[0][0].ids
+    run.cfg.offload = "none"
+    with refreshed(run, other := model.load("tiny-qwen", 2), student):
+        pass
+    assert torch.equal(other.hf.lm_head.weight, student.hf.lm_head.weight)
 
 
 def test_the_pilot_writes_its_page(tmp_path):

@@ -94,11 +94,13 @@ from run import (
     budget,
     compute_dtype,
     device_of,
+    hold_memory,
     is_real,
     move,
     on_gpu,
     peak_memory_mb,
     questions_in,
+    refreshed,
     split,
     total,
     update,
@@ -546,7 +548,7 @@ def ril(run: Run) -> None:
     reference = run.sharded(run.path / "sft", dtype=compute_dtype(cfg)).requires_grad_(False)  # pi_ref never changes
     move(run, "cpu", reference)
     replica = run.whole(run.path / "sft")  # pi_old: takes over the student at every step
-    move(run, "cpu", replica)
+    hold_memory(run, replica, student, False)
     student_optimizer = adamw(student, cfg.lr)
     trained, D, d_optimizer = {"student": (student, student_optimizer)}, None, None
     if cfg.discriminator != "none":
@@ -581,8 +583,7 @@ def ril(run: Run) -> None:
         prompts = [replica.encode_question(q) for q in padded_asked]
 
         # 2 rollout: G responses per question from the replica, which is pi_old
-        with on_gpu(run, replica):
-            replica.copy_from(student)
+        with refreshed(run, replica, student):
             more = dict(visits=visits, max_rows=cfg.rollout_rows)
             fresh = rollout(replica, prompts[:own], names, G, cfg.max_new_tokens, how, (cfg.seed, "rollout"), **more)
             seen = replica.see(prompts)
@@ -769,8 +770,7 @@ def show(run: Run, step: int, question, group: list, similarity, answer, advanta
 def validate(run: Run, replica: VLM, student: VLM, valid: list, step: int, progress: dict) -> None:
     """Accuracy on the validation questions; the best student so far (by sampled accuracy) is kept for export."""
     cfg = run.cfg
-    with on_gpu(run, replica):
-        replica.copy_from(student)
+    with refreshed(run, replica, student):
         found = evaluate(replica, valid, run.judge(), cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
     score = found.get("sampled", found["greedy"])
     row = dict(valid_greedy=found["greedy"], valid_sampled=score)
