@@ -340,16 +340,15 @@ def move(run: Run, device: str, *players) -> None:
 
 
 def hold_memory(run: Run, replica: VLM, student: VLM, held: bool) -> None:
-    """With --offload phase the weights that `replica` takes over from `student` get their memory, or lose it.
+    """With --offload phase the weights that `replica` takes over from `student` get memory, or become empty tensors.
 
     `copy_from` writes all of them before they are read again, so none is copied to the host. What the student does not
     train (the vision tower) stays on the GPU: `copy_from` would not bring it back.
     """
-    trained = {name for name, p in student.named_parameters() if p.requires_grad}
-    for name, p in replica.named_parameters() if run.cfg.offload == "phase" else ():
-        size = p.nbytes if held else 0
-        if name in trained and p.untyped_storage().size() != size:
-            p.untyped_storage().resize_(size)
+    for name, theirs in student.named_parameters() if run.cfg.offload == "phase" else ():
+        if theirs.requires_grad:
+            mine = replica.get_parameter(name)
+            mine.data = mine.new_empty(theirs.shape if held else 0)
 
 
 @contextlib.contextmanager

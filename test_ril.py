@@ -2528,12 +2528,12 @@ def test_offload_and_recomputation_change_no_number(straight, tmp_path, monkeypa
 
 def test_a_replica_has_no_memory_between_its_phases_but_for_what_the_student_does_not_train():
     student, replica = model.load("tiny-qwen", 1).freeze("vision"), model.load("tiny-qwen", 2)
-    tower = [p.detach().clone() for p in replica.base.visual.parameters()]
     trained = {name for name, p in student.named_parameters() if p.requires_grad}
+    tower = {name: p.detach().clone() for name, p in replica.named_parameters() if name not in trained}
     run = types.SimpleNamespace(cfg=types.SimpleNamespace(offload="phase"))
 
     def held() -> dict[str, int]:
-        return {name: p.untyped_storage().size() for name, p in replica.named_parameters()}
+        return {name: p.untyped_storage().nbytes() for name, p in replica.named_parameters()}
 
     before, question = held(), data.world_questions("train", 1)
     for _ in range(2):
@@ -2542,8 +2542,8 @@ def test_a_replica_has_no_memory_between_its_phases_but_for_what_the_student_doe
             assert all(torch.equal(replica.get_parameter(x), student.get_parameter(x)) for x in trained)
             said = sampled(replica, questions=question)
         assert held() == {name: 0 if name in trained else size for name, size in before.items()}
-        assert all(map(torch.equal, tower, replica.base.visual.parameters()))
-    assert said[0][0].ids
+        assert all(torch.equal(replica.get_parameter(name), x) for name, x in tower.items()) and tower
+    assert said[1][0][0].ids
     run.cfg.offload = "none"
     with refreshed(run, other := model.load("tiny-qwen", 2), student):
         pass
