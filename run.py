@@ -57,6 +57,11 @@ def compute_dtype(cfg) -> torch.dtype:
     return torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
 
 
+def frozen_parts(cfg) -> list[str]:
+    """--frozen as a list; none is the empty one."""
+    return [] if cfg.frozen == "none" else cfg.frozen.split(",")
+
+
 @functools.lru_cache(maxsize=2)
 def questions_in(file: str, _changed: int) -> list:
     """The questions of a file, read and checked once."""

@@ -30,6 +30,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# torch reads this when it is imported; lengths differ at every step, and segments of fixed size would fragment memory
+os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 
 import torch
 from safetensors import safe_open
@@ -94,6 +96,7 @@ from run import (
     budget,
     compute_dtype,
     device_of,
+    frozen_parts,
     hold_memory,
     is_real,
     move,
@@ -353,11 +356,6 @@ def parse(argv: list[str]) -> Config:
 def sampling_of(cfg: Config) -> Sampling:
     """How the student samples what D and the loop see."""
     return PAPER if cfg.sampling == "paper" else PURE
-
-
-def frozen_parts(cfg: Config) -> list[str]:
-    """--frozen as a list; none is the empty one."""
-    return [] if cfg.frozen == "none" else cfg.frozen.split(",")
 
 
 # ------------------------------------------------------------------------------------------------ stage: sft
