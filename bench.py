@@ -19,7 +19,9 @@ public evaluators do. Absolute times mean little on a shared CPU; ratios of one 
 
 import functools
 import inspect
+import itertools
 import json
+import math
 import os
 import platform
 import resource
@@ -29,15 +31,20 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+# read when torch is imported (train.py says why)
+os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
+
 import torch
 import torch.nn.functional as F
+from transformers import GenerationConfig
 
 from data import Flags, UserError, read_jsonl, run_command, slices, world_questions
 from discriminator import Discriminator, discriminator_loss
 from grpo import advantages, policy_loss
 from judge import is_url
-from model import FULL, JUDGES, TINY, language_shell, load, pack, random_shell, ranks, shell, token_logps
+from model import FULL, JUDGES, TINY, language_shell, load, pack, random_shell, ranks, shell, token_logps, trunk
 from rollout import GREEDY, rollout
+from run import frozen_parts
 
 
 # ------------------------------------------------------------------------------------------------ speed beside peers
@@ -164,15 +171,49 @@ def stock_step(student, D, prompts: list, groups: list, *more) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------ the plan
-TFLOPS, BANDWIDTH, GATHER = 400e12, 2.0e12, 0.3e12  # what the plan assumes of a GPU; GATHER: bytes/s from the others
+# What the plan assumes of a GPU; every number is an estimate that --pilot replaces by a measured one.
+TFLOPS, BANDWIDTH = 400e12, 2.0e12  # matrix products; bytes/s of its own memory
+GATHER, HOST = 0.3e12, 0.02e12  # bytes/s from the other GPUs, and from or to the host's pageable memory
+KERNELS, LAUNCH = 37, 15e-6  # kernels of a decoder layer at one decoded token; seconds until an eager one is launched
+CONTEXT = 3e9  # bytes for the CUDA context, NCCL and fragmentation
 TEACHER_TOKENS = 5000.0  # tokens a second of a served teacher
 PROMPT_TEXT, MEAN_RESPONSE = 200, 0.6  # tokens of a question; a response's mean length as a share of the longest
+
+
+def without_memory(name: str):
+    """A model by its name or folder; the real classes, without memory (a tiny one has some)."""
+    return load(name) if name in TINY else (random_shell if name in FULL else shell)(name)[0]
 
 
 @functools.lru_cache
 def sizes(name: str) -> dict[str, float]:
     """`count_of` a model by its name or folder, without memory."""
-    return count_of(load(name) if name in TINY else (random_shell if name in FULL else shell)(name)[0])
+    return count_of(without_memory(name))
+
+
+@functools.lru_cache
+def trained(name: str, frozen: tuple, reads: str) -> tuple[int, int]:
+    """How many parameters the loop trains: of the student, and of a D that reads `reads`."""
+    student = without_memory(name).freeze(*frozen)
+    players = (student, Discriminator(student, reads))
+    student, D = (sum(p.numel() for p in x.parameters() if p.requires_grad) for x in players)
+    return student, D
+
+
+def training_state(cfg) -> dict[str, float]:
+    """Bytes over all GPUs: fp32 masters of all parameters, Adam's moments and gradients of the trained ones only."""
+    m, has_d = sizes(cfg.student), cfg.discriminator != "none"
+    student, D = trained(cfg.student, tuple(frozen_parts(cfg)), cfg.d_input)
+    out = dict(student=4 * m["all"], student_adam=8 * student, student_gradient=4 * student)
+    D_all = m["all"] - m["head"] + m["hidden"]  # a head to one number in the language head's place
+    return out | dict(D=4 * D_all * has_d, D_adam=8 * D * has_d, D_gradient=4 * D * has_d)
+
+
+def checkpoint_bytes(cfg) -> float:
+    """A checkpoint of the loop: masters and Adam's moments of student and D; a tied head is written twice."""
+    m = sizes(cfg.student)
+    twice = 4 * m["hidden"] * m["words"] * (m["head"] == 0)
+    return twice + sum(x for name, x in training_state(cfg).items() if not name.endswith("gradient"))
 
 
 @functools.lru_cache
@@ -207,42 +248,76 @@ def shards(gpus: int) -> int:
 def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
     """GB (1e9) per GPU in each phase of a step, and of the host for all ranks of a node.
 
-    12 bytes a parameter for master and optimiser, 4 for the gradient; keys and values are counted in every phase, since
-    nothing frees them within a step; 3 GB for context, NCCL and fragmentation.
+    Keys and values are counted in every phase of --offload none, since nothing frees them within a step. The host holds
+    what is away from the GPUs, a checkpoint on its way to the disk, and the best student while rank 0 writes it.
     """
-    m, judge, W = sizes(cfg.student), judge_parameters(cfg.judge), shards(gpus)
-    D = (m["all"] - m["head"]) * (cfg.discriminator != "none")
+    m, judge, W, of = sizes(cfg.student), judge_parameters(cfg.judge), shards(gpus), training_state(cfg)
     prompt = (cfg.image_tokens or 256) + PROMPT_TEXT
     row = prompt + 2 * cfg.group_size * cfg.max_new_tokens
     rows = min(cfg.rollout_rows, cfg.group_size * -(-cfg.questions_per_step // gpus))
-    replica = 2 * m["all"] + rows * (prompt + cfg.max_new_tokens) * m["kv"]
+    taken_over = of["student_adam"] / 4  # the replica's bf16 copy of what is trained
+    replica = taken_over + rows * (prompt + cfg.max_new_tokens) * m["kv"]
     transient = 14 * m["layer"] + 4 * m["root"]  # two gathered layers, gradients, reduction buffers; the root twice
     active = 2 * row * m["hidden"] * m["depth"]  # the checkpointed input of every layer
     active += row * (8 * m["wide"] + 40 * m["hidden"])  # one layer again, and its keys and values once a response
     active += 12 * 2 * cfg.group_size * (prompt + cfg.max_new_tokens) * m["hidden"]
     active += 12 * 1024 * m["words"]  # a chunk of logits: bf16, fp32, softmax, gradient
-    student, d, reference = 12 * m["all"] / W, 12 * D / W, 2 * m["all"] / W
+    d, reference = (of["D"] + of["D_adam"]) / W, 2 * m["all"] / W
     judging = 2 * judge / W + (4e9 + 0.06 * judge) * (judge > 0)
-    updates = dict(discriminator=4 * D / W + transient + active, student=4 * m["all"] / W + transient + active)
+    stays = CONTEXT + of["student"] / W + 2 * m["all"] - taken_over
+    updates = dict(
+        discriminator=(of["D_gradient"] / W + transient - 4 * m["head"] + active) * (of["D"] > 0),
+        student=of["student_gradient"] / W + transient + active,
+    )
     if offload == "phase":
-        stays = 3e9 + 4 * m["all"] / W  # the student's master
         out = dict(rollout=replica, discriminator=d + updates["discriminator"], judge=judging)
-        out["student"] = student + reference + updates["student"] - 4 * m["all"] / W
-        host = (student + d + reference) * W + 2 * judge
+        out["student"] = of["student_adam"] / W + reference + updates["student"]
+        host = of["student_adam"] + (d + reference) * W + 2 * judge
     else:
-        stays, host = 3e9 + student + d + reference + replica + 2 * judge / W, 0.0
+        stays, host = stays + of["student_adam"] / W + d + reference + replica + 2 * judge / W, 0.0
         out = dict(rollout=0.0, **updates) | dict(judge=judging - 2 * judge / W)
-    host += (student + d) * W  # a checkpoint on its way to the disk
+    host += checkpoint_bytes(cfg) + 4 * m["all"]
     return {name: (stays + x) / 1e9 for name, x in out.items()} | {"host": host / 1e9}
 
 
 def answering(cfg, name: str, rows: float, gathered: bool = True) -> float:
-    """Seconds for one GPU to sample `rows` responses from a model; not `gathered`: layers come from other GPUs."""
+    """Seconds for one GPU to sample `rows` responses from a model; not `gathered`: layers come from other GPUs.
+
+    A token takes as long as its bytes or as its launches, whichever is longer: decoding is eager, without CUDA graphs.
+    """
     m, mean, prompt = sizes(name), MEAN_RESPONSE * cfg.max_new_tokens, (cfg.image_tokens or 256) + PROMPT_TEXT
     side_by_side = min(cfg.rollout_rows, rows)
     weights = 2 * (m["all"] - m["vision"]) / (BANDWIDTH if gathered else GATHER)
-    token = weights + 0.65 * side_by_side * (prompt + mean) * m["kv"] / BANDWIDTH
-    return max(1.0, rows / side_by_side) * cfg.max_new_tokens * token + rows * 2 * m["all"] * prompt / 8 / TFLOPS
+    read = weights + 0.65 * side_by_side * (prompt + mean) * m["kv"] / BANDWIDTH
+    token = max(read, m["depth"] * KERNELS * LAUNCH)
+    passes = math.ceil(rows / side_by_side)
+    return passes * cfg.max_new_tokens * token + rows * 2 * m["all"] * prompt / 8 / TFLOPS
+
+
+def traffic(cfg, gpus: int) -> float:
+    """Bytes that a GPU gets from the others in a step, or sends: FSDP's gathers and reductions, the replica's refresh.
+
+    A forward pass gathers layers and root in bf16, a backward pass the layers again, and gradients are reduced in fp32;
+    so for each micro-batch of student (mu), reference, and D (mu, and once to score), and for each question of a local
+    judge. The vision tower is gathered where it is trained: student and reference see for themselves then.
+    """
+    m, W, of = sizes(cfg.student), shards(gpus), training_state(cfg)
+    mine = -(-cfg.questions_per_step // gpus)
+    tower = m["vision"] * ("vision" not in frozen_parts(cfg))
+    forward, again = 2 * (m["layers"] + m["root"] + tower), 2 * (m["layers"] + tower)
+    of_d, again_d = forward - 2 * (m["head"] + tower), again - 2 * tower
+    passes = cfg.mu * (forward + again + of["student_gradient"]) + forward * (cfg.beta > 0)
+    passes += (cfg.mu * (of_d + again_d + of["D_gradient"]) + of_d) * (of["D"] > 0)
+    micro_batches = -(-mine // cfg.micro_batch)
+    moved = micro_batches * passes + of["student_adam"] / 4 + mine * 2 * judge_parameters(cfg.judge)
+    return moved * (W - 1) / W
+
+
+def offloaded(cfg, gpus: int) -> float:
+    """Bytes that --offload phase moves between a GPU and its host in a step: in and out again."""
+    of = training_state(cfg)
+    away = of["student_adam"] + of["D"] + of["D_adam"] + 2 * sizes(cfg.student)["all"] + 2 * judge_parameters(cfg.judge)
+    return 2 * away / shards(gpus)
 
 
 def teacher_phase(cfg, name: str) -> tuple[float, bool]:
@@ -262,19 +337,46 @@ def asked_here(cfg) -> list[str]:
 def everything_fits(cfg) -> bool:
     """Does --offload none fit on this machine's GPUs?"""
     memory = torch.cuda.get_device_properties(0).total_memory / 1e9
-    gb = phases(cfg, int(os.environ.get("WORLD_SIZE", 1)), "none")
-    return max(x for name, x in gb.items() if name != "host") < 0.93 * memory
+    return most_gb(cfg, int(os.environ.get("WORLD_SIZE", 1)), "none") < 0.93 * memory
 
 
-def hours_and_disk(cfg, gpus: int) -> dict[str, tuple[float, float]]:
-    """Stage -> (hours, GB on disk) at the speeds above. A trained pass counts four forwards: it is recomputed."""
+def most_gb(cfg, gpus: int, offload: str) -> float:
+    """GB per GPU in the largest phase of a step."""
+    return max(gb for name, gb in phases(cfg, gpus, offload).items() if name != "host")
+
+
+def fitting(cfg) -> str:
+    """The --offload with which everything fits on --gpus of --gpu-memory, none before phase; "" where nothing does."""
+    teaching = [teacher_phase(cfg, name)[0] for name in asked_here(cfg)]
+    return next(
+        (x for x in ("none", "phase") if max([most_gb(cfg, cfg.gpus, x), *teaching]) < 0.93 * cfg.gpu_memory), ""
+    )
+
+
+def step_seconds(cfg, gpus: int, offload: str) -> dict[str, float]:
+    """Seconds of a step by what takes them, added up: that some of it may overlap is not counted on."""
     m, G, mine = sizes(cfg.student), cfg.group_size, -(-cfg.questions_per_step // gpus)
     mean, prompt = MEAN_RESPONSE * cfg.max_new_tokens, (cfg.image_tokens or 256) + PROMPT_TEXT
     row, texts = prompt + 2 * G * mean, (100 + 2 * G * (mean + 10)) * (cfg.discriminator != "none")
     judge = 2 * judge_parameters(cfg.judge) * (400 + G * (mean + 30))
     body = 2 * m["layers"] * (prompt + (4 * cfg.mu + 1) * (row + texts)) + 2 * m["vision"] * 4 * prompt
     flops = body + 2 * m["hidden"] * m["words"] * (4 * cfg.mu + 1) * 2 * G * mean + judge
-    step = mine * flops / TFLOPS + answering(cfg, cfg.student, G * mine)
+    return {
+        "rollout": answering(cfg, cfg.student, G * mine),
+        "matrix products": mine * flops / TFLOPS,
+        "gathers and reductions": traffic(cfg, gpus) / GATHER,
+        "offload": offloaded(cfg, gpus) / HOST * (offload == "phase"),
+    }
+
+
+def hours_and_disk(cfg, gpus: int, offload: str) -> dict[str, tuple[float, float]]:
+    """Stage -> (hours, GB on disk) at the speeds above. A trained pass counts four forwards: it is recomputed.
+
+    While a checkpoint is written, the --keep ones before it are still there; beside them lie the best and the last
+    student in fp32 (4 bytes a parameter each).
+    """
+    m, step = sizes(cfg.student), sum(step_seconds(cfg, gpus, offload).values())
+    mean = MEAN_RESPONSE * cfg.max_new_tokens
     questions = 0.8 * len(read_jsonl(cfg.data)) if cfg.data else cfg.pool  # the training part
     samples, here = questions * cfg.teacher_samples, asked_here(cfg)
     tokens = samples * mean * len(cfg.teachers.split(","))
@@ -283,11 +385,11 @@ def hours_and_disk(cfg, gpus: int) -> dict[str, tuple[float, float]]:
     once = (1 + cfg.eval_draws) / gpus  # responses a question of a validation
     validations = 1 + cfg.steps / (cfg.eval_every or cfg.steps)
     validating = validations * answering(cfg, cfg.student, cfg.valid_questions * once)
-    D = m["all"] - m["head"]
+    on_disk = (cfg.keep + 1) * checkpoint_bytes(cfg) + 8 * m["all"]
     return {
         "teachers": (teaching / 3600, tokens * 5 / 1e9),
-        "discriminator": (cfg.d_steps * step / 3600, 4 * D / 1e9),
-        "ril": ((cfg.steps * step + validating) / 3600, (12 * (m["all"] + D) * cfg.keep + 8 * m["all"]) / 1e9),
+        "discriminator": (cfg.d_steps * step / 3600, training_state(cfg)["D"] / 1e9),
+        "ril": ((cfg.steps * step + validating) / 3600, on_disk / 1e9),
         "export": (0.1, 4 * m["all"] / 1e9),
         "evaluate": (3 * answering(cfg, cfg.student, cfg.test_questions * once) / 3600, 0.0),
     }
@@ -302,42 +404,74 @@ def print_plan(cfg) -> None:
         f"a step: {cfg.questions_per_step} questions, {cfg.group_size} + {cfg.group_size} responses of at most "
         f"{cfg.max_new_tokens} tokens, {cfg.image_tokens or 256} image tokens, {cfg.rollout_rows} rows decode together"
     )
-    verdict = "does not fit: take more or larger GPUs, a smaller student, or a served judge"
-    teaching = [teacher_phase(cfg, name)[0] for name in asked_here(cfg)]
-    for name, gb in zip(asked_here(cfg), teaching, strict=True):
+    for name in asked_here(cfg):
+        gb = teacher_phase(cfg, name)[0]
         print(f"GB per GPU, teacher {name}: {gb:.0f}  {'fits' if gb < 0.93 * cfg.gpu_memory else 'too much: serve it'}")
     for offload in ("phase", "none"):
         gb = phases(cfg, cfg.gpus, offload)
-        host, worst = gb.pop("host"), max(gb.values())
-        fits = max([worst, *teaching]) < 0.93 * cfg.gpu_memory
-        verdict = f"fits with --offload {offload}" if fits else verdict
+        host, fits = gb.pop("host"), max(gb.values()) < 0.93 * cfg.gpu_memory
         of = "  ".join(f"{name} {x:.0f}" for name, x in gb.items())
         print(f"GB per GPU, --offload {offload}: {of}  (host {host:.0f} a node)  {'fits' if fits else 'too much'}")
-    for stage, (hours, disk) in hours_and_disk(cfg, cfg.gpus).items():
+    offload = fitting(cfg)
+    of = step_seconds(cfg, cfg.gpus, offload)
+    print(f"a step: {sum(of.values()):.1f} s: " + ", ".join(f"{name} {x:.1f}" for name, x in of.items() if x))
+    for stage, (hours, disk) in hours_and_disk(cfg, cfg.gpus, offload).items():
         print(f"{stage}: {hours:.1f} hours, {disk:.1f} GB on disk")
     print(
         f"assumed: {TFLOPS / 1e12:.0f} TFLOP/s and {BANDWIDTH / 1e12:.1f} TB/s a GPU (40 and 60 % of an H100's peaks), "
         f"{GATHER / 1e12:.1f} TB/s between them,"
     )
+    print(f"{HOST / 1e12:.2f} TB/s to the host, {LAUNCH * 1e6:.0f} microseconds a kernel of a decoded token,")
     served = f"served teachers at {TEACHER_TOKENS:.0f} tokens/s"
     print(f"{served}, {cfg.teacher_samples} responses a question and teacher (the paper: 16).")
     print("--pilot measures instead.")
+    verdict = "does not fit: take more or larger GPUs, a smaller student, or a served judge"
+    verdict = f"fits with --offload {offload}" if offload else verdict
     print(f"{cfg.student} on {cfg.gpus} GPUs of {cfg.gpu_memory:.0f} GB: {verdict}")
 
 
 # ------------------------------------------------------------------------------------------------ the pilot's page
+def stock_greedy(replica, prompt, length: int) -> list[int]:
+    """What stock `generate` answers to one prompt, without the sampling settings of the model's folder."""
+    replica.hf.generation_config = GenerationConfig()  # generate takes from it whatever it is not given
+    inputs = dict(input_ids=prompt.ids[None], attention_mask=torch.ones_like(prompt.ids)[None])
+    inputs = {k: x.to(replica.device) for k, x in with_kinds(replica, inputs | (prompt.pixels or {})).items()}
+    how = dict(max_new_tokens=length, do_sample=False, suppress_tokens=replica.banned_ids)
+    how |= dict(eos_token_id=replica.ends, pad_token_id=0)
+    return replica.hf.generate(**inputs, **how)[0, len(prompt.ids) :].tolist()
+
+
+@torch.no_grad()
+def parting(replica, prompt, mine: list[int], theirs: list[int]) -> str:
+    """Where two greedy texts part, and how far apart the two largest logits are there: rounding can turn a tie round.
+
+    `eps` is the step between two neighbouring numbers of the computed dtype at the largest logit.
+    """
+    pairs = itertools.zip_longest(mine, theirs)
+    at, (here, there) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    batch = pack(replica.see([prompt]), [[mine[:at] + [replica.end]]], device=replica.device)
+    hidden = trunk(replica.base, replica.family, batch)[batch.source[:, at]]
+    top = replica.logits(hidden)[0].topk(2)
+    gap, eps = (top.values[0] - top.values[1]).item(), torch.finfo(hidden.dtype).eps * top.values[0].abs().item()
+    kind = "a tie of rounding" if gap <= 2 * eps and {here, there} == set(top.indices.tolist()) else "no tie"
+    return (
+        f"token {at + 1} is {here} here and {there} in stock; the two largest logits there are those of "
+        f"{top.indices.tolist()}, {gap:.2g} apart ({eps:.2g} is one step of the dtype): {kind}"
+    )
+
+
 def pilot(run, questions: list) -> None:
     """The page runs/NAME/pilot.md: what the first person with GPUs wants to know before a night's run. All ranks."""
     cfg, lines = run.cfg, []
     replica, student = run.whole(run.path / "sft"), run.sharded(run.path / "sft").eval()
-    prompts, length, same = [replica.encode_question(q) for q in questions], min(32, cfg.max_new_tokens), 0
+    prompts, length = [replica.encode_question(q) for q in questions], min(32, cfg.max_new_tokens)
     ours = rollout(replica, prompts, [q.id for q in questions], 1, length, GREEDY)
-    for prompt, (mine,) in zip(prompts, ours, strict=True):
-        stock = dict(input_ids=prompt.ids[None], attention_mask=torch.ones_like(prompt.ids)[None])
-        stock = {k: x.to(run.device) for k, x in with_kinds(replica, stock | (prompt.pixels or {})).items()}
-        how = dict(max_new_tokens=length, do_sample=False, suppress_tokens=replica.banned_ids, repetition_penalty=1.0)
-        same += replica.hf.generate(**stock, **how)[0, len(prompt.ids) :].tolist() == mine.ids
+    stock = [stock_greedy(replica, prompt, length) for prompt in prompts]
+    same = sum(mine.ids == theirs for (mine,), theirs in zip(ours, stock, strict=True))
     lines.append(f"own rollout = stock generate, greedy: {same} of {len(prompts)} prompts, token for token")
+    for prompt, (mine,), theirs in zip(prompts, ours, stock, strict=True):
+        if mine.ids != theirs:
+            lines.append(f"question {mine.question}: {parting(replica, prompt, mine.ids, theirs)}")
     seen, texts = replica.see(prompts), [[r.ids, replica.reply_ids("yes")] for (r,) in ours]
     with torch.no_grad():
         together = student(pack(seen, texts, device=run.device))
@@ -355,9 +489,10 @@ def pilot(run, questions: list) -> None:
     step = statistics.median(r["total"] for r in run.rows("timing.jsonl", "ril"))
     cuda = run.device != "cpu"
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    gb = max(x for name, x in phases(cfg, ranks()[1], cfg.offload).items() if name != "host")
-    planned = hours_and_disk(cfg, ranks()[1])["ril"][0] * 3600 / cfg.steps
-    lines.append(f"memory: {peak / 1e9:.1f} GB at most on rank 0, {gb:.1f} GB planned (for a GPU)")
+    gb = max([most_gb(cfg, ranks()[1], cfg.offload), *(teacher_phase(cfg, name)[0] for name in asked_here(cfg))])
+    planned = sum(step_seconds(cfg, ranks()[1], cfg.offload).values())
+    gb -= CONTEXT / 1e9  # it is not among the tensors that torch counts
+    lines.append(f"memory: {peak / 1e9:.1f} GB at most on rank 0, {gb:.1f} GB planned (tensors on a GPU)")
     lines.append(f"a step: {step:.2f} s (median of {cfg.steps}), {planned:.2f} s planned (for GPUs)")
     lines.append(f"a loop of 1,000 such steps: {step / 3.6:.1f} hours")
     page = "\n".join(["# pilot", "", *(f"- {x}" for x in lines)]) + "\n"
@@ -366,6 +501,13 @@ def pilot(run, questions: list) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ the bench
+def sampled_ids(student, *shape: int) -> torch.Tensor:
+    """Random ids of `shape` from the last 60 of the vocabulary that may be sampled and are ordinary text."""
+    unusual = {*student.banned_ids, *student.ends, *student.tokenizer.added_tokens_decoder}
+    words = torch.tensor([i for i in range(len(student.tokenizer)) if i not in unusual][-60:])
+    return words[torch.randint(len(words), shape, generator=torch.Generator().manual_seed(0))]
+
+
 def forward_flops(of: dict, batch, head: float) -> float:
     """Of one packed forward pass: 2 x parameters x tokens (`head`: parameters behind the layers) and live attention."""
     live = batch.segment >= 0
@@ -411,6 +553,7 @@ def main(argv: list | None = None) -> dict:
     student = load(args.student, device=args.device, dtype=dtype, random_weights=args.random_weights)
     student.limit_pictures(1280)
     student.ends = [-1]  # nobody stops early: both sides write T tokens for every response
+    student.hf.generation_config = GenerationConfig()  # stock generate takes from it whatever it is not given
     student.freeze("vision")
     D = Discriminator(student)
     optimizers = {who: torch.optim.AdamW(x.parameters(), lr=0.0) for who, x in (("student", student), ("D", D))}
@@ -420,8 +563,7 @@ def main(argv: list | None = None) -> dict:
         optimizer.step()
         optimizer.zero_grad()
     prompts = [student.encode_question(q) for q in world_questions("train", Q, cell=cell)]
-    word = len(student.tokenizer) - 60
-    twice = torch.randint(word, word + 60, (Q, 4 * G, T), generator=torch.Generator().manual_seed(0)).tolist()
+    twice = sampled_ids(student, Q, 4 * G, T).tolist()
     groups = [g[: 2 * G] for g in twice]
     logps = dict(own=[], stock=[], double=[])  # those of the reference phase
     jobs = {

@@ -37,6 +37,9 @@ from data import (
 )
 from judge import Judge, Server, agreement
 
+# read when torch is imported, which happens below on demand (train.py says why)
+os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
+
 
 def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a share by Wilson's score: 8 of 10 -> (0.490, 0.943). n = 0 -> (0, 1)."""

@@ -71,6 +71,11 @@ def compute_dtype(cfg) -> torch.dtype:
     return torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
 
 
+def frozen_parts(cfg) -> list[str]:
+    """--frozen as a list; none is the empty one."""
+    return [] if cfg.frozen == "none" else cfg.frozen.split(",")
+
+
 @functools.lru_cache(maxsize=2)
 def questions_in(file: str, _changed: int) -> list:
     """The questions of a file, read and checked once."""
@@ -351,6 +356,27 @@ def move(run: Run, device: str, *players) -> None:
         elif x is not None:
             for state in x.state.values():
                 state |= {k: v.to(device) for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+
+def hold_memory(run: Run, replica: VLM, student: VLM, held: bool) -> None:
+    """With --offload phase the weights that `replica` takes over from `student` get memory, or become empty tensors.
+
+    `copy_from` writes all of them before they are read again, so none is copied to the host. What the student does not
+    train (the vision tower) stays on the GPU: `copy_from` would not bring it back.
+    """
+    for name, theirs in student.named_parameters() if run.cfg.offload == "phase" else ():
+        if theirs.requires_grad:
+            mine = replica.get_parameter(name)
+            mine.data = mine.new_empty(theirs.shape if held else 0)
+
+
+@contextlib.contextmanager
+def refreshed(run: Run, replica: VLM, student: VLM):
+    """Inside the block `replica` has the student's present weights; with --offload phase it has them there only."""
+    hold_memory(run, replica, student, True)
+    replica.copy_from(student)
+    yield
+    hold_memory(run, replica, student, False)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemReader
 
 import bench
 import benchmarks as bm
@@ -45,7 +46,7 @@ import teachers
 import train
 from results import judge_cases
 from results.collect import collect
-from run import without_host
+from run import refreshed, without_host
 
 torch.set_num_threads(1)
 HOME = Path(__file__).resolve().parent
@@ -2516,14 +2517,27 @@ PUBLISHED = {  # parameters of the published checkpoints
 }
 
 
-def test_the_bench_runs_both_ways_on_the_same_work(tmp_path):
+def awkward(*args, **more) -> model.VLM:
+    """A random student whose last 60 ids may not be sampled, and whose folder tells stock `generate` how to sample."""
+    vlm = model.load(*args, **more)
+    vlm.banned_ids = sorted({*vlm.banned_ids, *range(len(vlm.tokenizer) - 60, len(vlm.tokenizer))} - {*vlm.ends})
+    vlm.settle()
+    vlm.hf.generation_config.repetition_penalty = 5.0
+    return vlm
+
+
+def test_the_bench_runs_both_ways_on_the_same_work(tmp_path, monkeypatch):
     """No timing: the phases are there, greedy answers and log-probs of the two ways agree."""
+    monkeypatch.setattr(bench, "load", awkward)
     small = ["--questions", "2", "--group-size", "2", "--response-tokens", "3", "--repeats", "1"]
     out = bench.main([*small, "--threads", str(torch.get_num_threads()), "--out", str(tmp_path / "speed.json")])
     assert out == json.loads((tmp_path / "speed.json").read_text()) and out["greedy_answers_equal"]
     for name in ("rollout", "discriminator", "reference", "update", "step"):
         assert {"seconds", "limit_seconds", "tokens_per_second", "stock_seconds", "ratio"} <= set(out[name])
     assert out["largest_difference"] < 1e-4 and "ratio" in out["doubling_group_size"]
+    ids = bench.sampled_ids(vlm := awkward("tiny-qwen"), 7, 9)
+    assert ids.shape == (7, 9) and torch.isfinite(vlm.banned[ids]).all() and len(ids.unique()) > 20
+    assert not {*ids.flatten().tolist()} & {*vlm.ends, *vlm.tokenizer.added_tokens_decoder}
 
 
 @pytest.mark.parametrize("name", model.FULL)
@@ -2533,10 +2547,86 @@ def test_the_plan_counts_the_parameters_of_the_real_classes(name):
     assert of["layer"] * of["depth"] == of["layers"] and of["layers"] + of["vision"] + of["root"] == of["all"]
 
 
+@pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "internvl3-1b"])
+@pytest.mark.parametrize("flags", ["", "--d-input picture", "--frozen none", "--frozen vision,embeddings,mlp"])
+def test_the_plan_counts_adam_and_gradients_of_trained_parameters_only(name, flags):
+    cfg = train.parse(["--student", name, *flags.split()])
+    student = model.random_shell(name)[0].freeze(*train.frozen_parts(cfg))
+    players = dict(student=student, D=disc.Discriminator(student, cfg.d_input))
+    for who, player in players.items():
+        sizes = [(p.numel(), p.requires_grad) for p in player.parameters()]
+        of = bench.training_state(cfg)
+        assert of[who] == 4 * sum(n for n, _ in sizes)
+        assert of[f"{who}_adam"] == 2 * of[f"{who}_gradient"] == 8 * sum(n for n, grads in sizes if grads)
+    everything = sum(bench.training_state(cfg).values()) + 2 * 2 * bench.sizes(name)["all"]  # reference and replica
+    assert bench.most_gb(cfg, 1, "none") * 1e9 > everything - of["D_gradient"]
+    without = train.parse(["--student", name, "--algo", "dr_grpo"])
+    assert {x for who, x in bench.training_state(without).items() if who.startswith("D")} == {0}
+
+
+def test_the_plan_knows_the_size_of_a_checkpoint_and_that_three_exist_at_once(straight):
+    cfg = train.parse(SMALL)
+    found = FileSystemReader(straight / "checkpoints/ril-step6").read_metadata().state_dict_metadata
+    tensors = {name: x for name, x in found.items() if hasattr(x, "size") and not name.endswith(".step")}
+    real = sum(x.size.numel() * x.properties.dtype.itemsize for x in tensors.values())
+    assert bench.checkpoint_bytes(cfg) == real
+    students = sum((straight / "checkpoints" / x / "model.safetensors").stat().st_size for x in ("best", "last"))
+    disk = bench.hours_and_disk(cfg, 1, "none")["ril"][1] * 1e9
+    assert disk == pytest.approx(3 * real + students, rel=0.01)
+    real = train.parse(["--student", "qwen2.5-vl-7b"])
+    for offload in ("none", "phase"):  # the checkpoint on its way, and the best student
+        assert bench.phases(real, 8, offload)["host"] > (bench.checkpoint_bytes(real) + 4 * 8.292e9) / 1e9
+
+
+def test_the_plan_counts_launches_of_decoding_and_the_traffic_between_gpus(monkeypatch):
+    cfg = train.parse(["--student", "qwen2.5-vl-7b"])
+    token = bench.answering(cfg, cfg.student, 20) / cfg.max_new_tokens
+    assert 0.012 < token < 0.018  # without launches: 0.009
+    monkeypatch.setattr(bench, "LAUNCH", 0)
+    assert bench.answering(cfg, cfg.student, 20) / cfg.max_new_tokens < 0.01
+    assert bench.traffic(cfg, 1) == 0
+    m, of = bench.sizes(cfg.student), bench.training_state(cfg)
+    layers, root = m["layers"], m["root"]
+    student = 2 * (layers + root) + 2 * layers + of["student_gradient"] + 2 * (layers + root)  # and the reference
+    D = 2 * (2 * (layers + root - m["head"])) + 2 * layers + of["D_gradient"]
+    refresh = of["student_gradient"] / 2
+    assert bench.traffic(cfg, 8) == pytest.approx(7 / 8 * (5 * (student + D) + refresh))
+    alone = train.parse(["--student", "qwen2.5-vl-7b", "--algo", "dr_grpo", "--beta", "0"])
+    student -= 2 * (layers + root)
+    assert bench.traffic(alone, 8) == pytest.approx(7 / 8 * (5 * student + refresh))
+    seconds = {x: bench.step_seconds(cfg, 8, x) for x in ("none", "phase")}
+    assert (
+        seconds["none"]["gathers and reductions"] > 1 and seconds["none"]["offload"] == 0 < seconds["phase"]["offload"]
+    )
+
+
+def test_what_the_readme_says_of_gpus_is_what_the_plan_says(capsys):
+    """Its block is the command's output, and its lines for torchrun fit on GPUs of 80 GB."""
+    text = (HOME / "README.md").read_text()
+    (flags,) = re.findall(r"\(estimates; `python train.py (--student [^`]*)`\):", text)
+    train.main(flags.split())
+    assert f"```\n{capsys.readouterr().out}```" in text
+    lines = re.findall(r"^torchrun --nproc_per_node (\d+) (?:-- )?train.py (--[^#\n]*)", text, re.M)
+    assert len(lines) >= 4 and {"1", "8"} <= {gpus for gpus, _ in lines}
+    for gpus, flags in lines:
+        assert bench.fitting(train.parse([*flags.split(), "--gpus", gpus, "--gpu-memory", "80"])), flags
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "bench"])
+@pytest.mark.parametrize("theirs", ["", "max_split_size_mb:128"])
+def test_torch_is_told_of_expandable_segments_before_it_is_imported(name, theirs, tmp_path):
+    (tmp_path / "torch.py").write_text("import os\nraise SystemExit(os.environ['PYTORCH_ALLOC_CONF'])\n")
+    env = {k: x for k, x in os.environ.items() if not k.endswith("ALLOC_CONF")}
+    env |= dict(PYTHONPATH=f"{tmp_path}:{HOME}") | ({"PYTORCH_CUDA_ALLOC_CONF": theirs} if theirs else {})
+    ran = subprocess.run([sys.executable, "-c", f"import {name}, torch"], env=env, capture_output=True, text=True)
+    assert ran.stderr.strip() == (theirs or "expandable_segments:True")
+
+
 @pytest.mark.parametrize(
     "student, gpus, memory, says",
     [
         ("qwen2.5-vl-7b", 8, 80, "fits with --offload none"),
+        ("internvl3-1b", 1, 24, "fits with --offload phase"),
         ("qwen2.5-vl-7b", 4, 80, "fits with --offload phase"),
         ("qwen2.5-vl-7b", 1, 80, "does not fit"),
         ("internvl3-1b", 1, 80, "fits with --offload none"),
@@ -2574,11 +2664,64 @@ def test_a_published_name_comes_from_the_hub_and_without_it_one_line_says_what_w
     assert not (tmp_path / "runs").exists()  # the next command is not refused for a run that never began
 
 
-def test_offload_and_recomputation_change_no_number(straight, tmp_path):
-    rows = {}
-    for name, flags in {"plain": [], "offload": ["--offload", "phase"], "recompute": ["--recompute"]}.items():
+def test_offload_and_recomputation_change_no_number(straight, tmp_path, monkeypatch):
+    rows, moved, stock = {}, [], torch.nn.Module.to
+
+    def to(self, *args, **more):
+        moved.append((type(self).__name__, args))
+        return stock(self, *args, **more)
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    for name, flags in {"plain": [], "recompute": ["--recompute"], "offload": ["--offload", "phase"]}.items():
+        moved.clear()
         rows[name] = switched(straight, tmp_path, name, *flags)
     assert rows["plain"] == rows["offload"] == rows["recompute"]
+    left = {kind for kind, args in moved if args == ("cpu",)}
+    assert {"FSDPVLM", "FSDPDiscriminator"} <= left  # the reference and D leave the GPU
+    assert "VLM" not in left  # the replica does not: it is written anew at every step
+
+
+def test_a_replica_has_no_memory_between_its_phases_but_for_what_the_student_does_not_train():
+    student, replica = model.load("tiny-qwen", 1).freeze("vision"), model.load("tiny-qwen", 2)
+    trained = {name for name, p in student.named_parameters() if p.requires_grad}
+    tower = {name: p.detach().clone() for name, p in replica.named_parameters() if name not in trained}
+    run = types.SimpleNamespace(cfg=types.SimpleNamespace(offload="phase"))
+
+    def held() -> dict[str, int]:
+        return {name: p.untyped_storage().nbytes() for name, p in replica.named_parameters()}
+
+    before, question = held(), data.world_questions("train", 1)
+    for _ in range(2):
+        with refreshed(run, replica, student):
+            assert held() == before
+            assert all(torch.equal(replica.get_parameter(x), student.get_parameter(x)) for x in trained)
+            said = sampled(replica, questions=question)
+        assert held() == {name: 0 if name in trained else size for name, size in before.items()}
+        assert all(torch.equal(replica.get_parameter(name), x) for name, x in tower.items()) and tower
+    assert said[1][0][0].ids
+    run.cfg.offload = "none"
+    with refreshed(run, other := model.load("tiny-qwen", 2), student):
+        pass
+    assert torch.equal(other.hf.lm_head.weight, student.hf.lm_head.weight)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_the_pilot_says_how_near_a_tie_greedy_texts_part(name):
+    vlm, question = speaking(name), data.world_questions("train", 1)[0]
+    vlm.hf.generation_config.repetition_penalty = 5.0  # of the folder: not for the comparison
+    prompt = vlm.encode_question(question)
+    ((mine,),) = ro.rollout(vlm, [prompt], ["q"], 1, 12, ro.GREEDY)
+    assert bench.stock_greedy(vlm, prompt, 12) == mine.ids and len(mine.ids) > 4
+    logits = vlm.hf(**stock_inputs(vlm, prompt, torch.cat([prompt.ids, torch.tensor(mine.ids[:3])]))).logits[0, -1]
+    (first, second), (top, next_) = (x.tolist() for x in (logits + vlm.banned).topk(2))
+    assert top == mine.ids[3]
+    said = bench.parting(vlm, prompt, mine.ids, [*mine.ids[:3], next_, 1])
+    assert said.startswith(f"token 4 is {top} here and {next_} in stock") and said.endswith("no tie")
+    assert float(re.search(r"(\S+) apart", said)[1]) == pytest.approx(first - second, rel=0.06)
+    assert "is None here" not in said and "and None in stock" in bench.parting(vlm, prompt, mine.ids, mine.ids[:3])
+    with torch.no_grad():  # two ids with one row of the head are a tie
+        vlm.hf.lm_head.weight[next_] = vlm.hf.lm_head.weight[top]
+    assert bench.parting(vlm, prompt, mine.ids, [*mine.ids[:3], next_]).endswith("a tie of rounding")
 
 
 def test_the_pilot_writes_its_page(tmp_path):

@@ -31,6 +31,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# torch reads this when it is imported; lengths differ at every step, and segments of fixed size would fragment memory
+os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 
 import torch
 from safetensors import safe_open
@@ -97,11 +99,14 @@ from run import (
     budget,
     compute_dtype,
     device_of,
+    frozen_parts,
+    hold_memory,
     is_real,
     move,
     on_gpu,
     peak_memory_mb,
     questions_in,
+    refreshed,
     split,
     total,
     update,
@@ -374,11 +379,6 @@ def sampling_of(cfg: Config) -> Sampling:
     return PAPER if cfg.sampling == "paper" else PURE
 
 
-def frozen_parts(cfg: Config) -> list[str]:
-    """--frozen as a list; none is the empty one."""
-    return [] if cfg.frozen == "none" else cfg.frozen.split(",")
-
-
 # ------------------------------------------------------------------------------------------------ stage: sft
 def lessons(vlm: VLM, step: int, seed: int, pictures: int, per_picture: int, voice: str):
     """This rank's part of a warm-start batch, and the target tokens of the whole: the questions about a picture share
@@ -579,7 +579,7 @@ def ril(run: Run) -> None:
     reference = run.sharded(run.path / "sft", dtype=compute_dtype(cfg)).requires_grad_(False)  # pi_ref never changes
     move(run, "cpu", reference)
     replica = run.whole(run.path / "sft")  # pi_old: takes over the student at every step
-    move(run, "cpu", replica)
+    hold_memory(run, replica, student, False)
     student_optimizer = adamw(student, cfg.lr)
     trained, D, d_optimizer = {"student": (student, student_optimizer)}, None, None
     if cfg.discriminator != "none":
@@ -614,8 +614,7 @@ def ril(run: Run) -> None:
         prompts = [replica.encode_question(q) for q in padded_asked]
 
         # 2 rollout: G responses per question from the replica, which is pi_old
-        with on_gpu(run, replica):
-            replica.copy_from(student)
+        with refreshed(run, replica, student):
             more = dict(visits=visits, max_rows=cfg.rollout_rows)
             fresh = rollout(replica, prompts[:own], names, G, cfg.max_new_tokens, how, (cfg.seed, "rollout"), **more)
             seen = replica.see(prompts)
@@ -809,8 +808,7 @@ def show(run: Run, step: int, question, group: list, similarity, answer, advanta
 def validate(run: Run, replica: VLM, student: VLM, valid: list, step: int, progress: dict) -> None:
     """Accuracy on the validation questions; the best student so far (by sampled accuracy) is kept for export."""
     cfg = run.cfg
-    with on_gpu(run, replica):
-        replica.copy_from(student)
+    with refreshed(run, replica, student):
         found = evaluate(replica, valid, run.judge(), cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
     score = found.get("sampled", found["greedy"])
     row = dict(valid_greedy=found["greedy"], valid_sampled=score)
