@@ -45,6 +45,7 @@ from judge import is_url
 from model import FULL, JUDGES, TINY, language_shell, load, pack, random_shell, ranks, shell, token_logps, trunk
 from rollout import GREEDY, rollout
 from run import frozen_parts
+from teachers import pretraining_samples
 
 
 # ------------------------------------------------------------------------------------------------ speed beside peers
@@ -379,6 +380,8 @@ def hours_and_disk(cfg, gpus: int, offload: str) -> dict[str, tuple[float, float
     mean = MEAN_RESPONSE * cfg.max_new_tokens
     questions = 0.8 * len(read_jsonl(cfg.data)) if cfg.data else cfg.pool  # the training part
     samples, here = questions * cfg.teacher_samples, asked_here(cfg)
+    visited, more = min(questions, 32 + cfg.d_steps * cfg.questions_per_step), pretraining_samples(cfg)
+    samples += visited * max(0, more - cfg.teacher_samples) * (cfg.discriminator != "none")
     tokens = samples * mean * len(cfg.teachers.split(","))
     teaching = (len(cfg.teachers.split(",")) - len(here)) * samples * mean / TEACHER_TOKENS
     teaching += sum(answering(cfg, name, samples / gpus, teacher_phase(cfg, name)[1]) for name in here)
@@ -388,7 +391,7 @@ def hours_and_disk(cfg, gpus: int, offload: str) -> dict[str, tuple[float, float
     on_disk = (cfg.keep + 1) * checkpoint_bytes(cfg) + 8 * m["all"]
     return {
         "teachers": (teaching / 3600, tokens * 5 / 1e9),
-        "discriminator": (cfg.d_steps * step / 3600, training_state(cfg)["D"] / 1e9),
+        "discriminator": (cfg.d_steps * step * max(1, more / cfg.group_size) / 3600, training_state(cfg)["D"] / 1e9),
         "ril": ((cfg.steps * step + validating) / 3600, on_disk / 1e9),
         "export": (0.1, 4 * m["all"] / 1e9),
         "evaluate": (3 * answering(cfg, cfg.student, cfg.test_questions * once) / 3600, 0.0),

@@ -123,6 +123,7 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         if (self.path / "config.json").exists():
             theirs = json.loads((self.path / "config.json").read_text())["settings"]
+            theirs = {f.name: f.default for f in dataclasses.fields(cfg)} | theirs  # made before a setting existed
             free = "stage resume run keep checkpoint_every threads device offload plan gpus gpu_memory".split()
             differ = [k for k in mine if k not in free and without_host(mine[k]) != without_host(theirs.get(k))]
             if differ:

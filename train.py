@@ -927,9 +927,9 @@ def stages_of(cfg: Config) -> list[str]:
     return [name for name in STAGES if has.get(name, True)]
 
 
-def check_players(cfg: Config) -> VLM:
+def check_players(cfg: Config) -> VLM | None:
     """Look at the files of every player that will be loaded, before anything is written: a UserError names the first
-    that cannot be used. -> the student without memory, to encode with.
+    that cannot be used. -> the student without memory, to encode --data with.
     """
     cached = (Path("runs") / cfg.run / "teachers.jsonl").exists() or bool(cfg.teachers_file)
     for name in cfg.teachers.split(",") if cfg.teacher_use != "none" and cfg.stage != "build-teachers" else ():
@@ -940,7 +940,7 @@ def check_players(cfg: Config) -> VLM:
             cfg.judge, language_shell(cfg.judge, torch.bfloat16, cfg.random_weights and cfg.judge in JUDGES)[1]
         )
     if cfg.student in TINY:
-        return load(cfg.student)
+        return load(cfg.student) if cfg.data else None
     return (random_shell if cfg.random_weights and cfg.student in FULL else shell)(cfg.student)[0]
 
 
