@@ -12,6 +12,7 @@ lr * sign(gradient), turns rounding of gradients near zero into differences as l
 """
 
 import copy
+import gc
 import json
 import math
 import os
@@ -32,10 +33,11 @@ import run
 import train
 
 torch.set_num_threads(1)
+gc.freeze()  # each stage collects garbage: what was imported need not be searched again and again
 TEACHERS = Path(train.__file__).parent / "results" / "teachers"
-FAMILIES = ["tiny-qwen", "tiny-internvl"]
-BASE = "--pool 6 --valid-questions 2 --questions-per-step 2 --group-size 2 --steps 1 --eval-every 0 --threads 1".split()
-BASE += "--lr 1e-3 --d-lr 2e-3 --beta 0.3 --micro-batch 1 --checkpoint-every 100 --d-steps 1".split()
+BASE = "--pool 6 --valid-questions 2 --test-questions 2 --questions-per-step 2 --group-size 2 --steps 1".split()
+BASE += "--lr 1e-3 --d-lr 2e-3 --beta 0.3 --micro-batch 1 --threads 1".split()
+BASE += "--d-steps 1 --eval-every 0 --checkpoint-every 100".split()
 
 
 # ------------------------------------------------------------------------------------------------ the slow step
@@ -78,9 +80,8 @@ class Slow:
         content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": text}]
         chat = [{"role": "system", "content": system}] * bool(system)
         chat += [{"role": "user", "content": content if pictures else text}]
-        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True).replace(
-            *SIGNS[self.kind]
-        )
+        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        text = text.replace(*SIGNS[self.kind])
         ids = torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"] + reply])
         out = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
         if pictures:
@@ -119,11 +120,11 @@ class Slow:
             r.reward = r.similarity + r.answer
         for group in groups:
             rewards = [r.reward for r in group if not (r.teacher and c.teacher_use == "discriminator")]
-            mean = sum(rewards) / len(rewards)
-            std = math.sqrt(sum((x - mean) ** 2 for x in rewards) / max(1, len(rewards) - 1))
+            centre = mean(rewards)
+            std = math.sqrt(sum((x - centre) ** 2 for x in rewards) / max(1, len(rewards) - 1))
             for r in group:
                 r.responses = len(rewards) * len(groups)
-                r.advantage = (r.reward - mean) / (std + 1e-4 if c.advantage == "grpo" else 1)
+                r.advantage = (r.reward - centre) / (std + 1e-4 if c.advantage == "grpo" else 1)
                 r.advantage = 1.0 if c.advantage == "one" else r.advantage
                 if r.teacher and c.teacher_use == "positive":
                     r.advantage = max(0.0, r.advantage)
@@ -339,7 +340,7 @@ CASES = {
     "sft": ("tiny-qwen", "--algo sft"),
     "gail": ("tiny-internvl", "--algo gail"),
     # ---- teacher rows
-    "baseline": ("tiny-qwen", "--teacher-use baseline"),
+    "baseline": ("tiny-qwen", "--teacher-use baseline --steps 2"),
     "positive": ("tiny-qwen", f"--teacher-use positive --similarity none {NO_D}"),
     "denominator 1": ("tiny-internvl", f"--teacher-use denominator-1 --mu 2 --similarity oracle {NO_D}"),
     "luffy": ("tiny-qwen", f"--teacher-use luffy --similarity none {NO_D}"),
