@@ -331,7 +331,7 @@ TWO, NO_D = "--teachers tiny-qwen-teacher,tiny-internvl-teacher", "--discriminat
 CASES = {
     # ---- methods
     "ril": ("tiny-qwen", "--steps 2"),
-    "ril, the other family": ("tiny-internvl", "--steps 2"),
+    "ril, the other family": ("tiny-internvl", "--steps 2 --micro-batch 2"),
     "mu 2, two teachers": ("tiny-qwen", f"--mu 2 --lr 3e-3 --steps 2 {TWO}"),
     "mu 2, two teachers, each": ("tiny-internvl", f"--mu 2 --eps 0.05 --teacher-rows each {TWO}"),
     "grpo": ("tiny-internvl", "--algo grpo"),
