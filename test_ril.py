@@ -1716,9 +1716,9 @@ def switched(straight: Path, tmp_path: Path, name: str, *flags: str, steps: int 
     """Metrics of two RIL steps with these flags, from the straight run's warm start, teachers and discriminator."""
     run = tmp_path / "runs" / name
     shutil.copytree(straight / "sft", run / "sft")
-    if not {"--d-input", "--no-d-pretrain"} & set(flags):
+    if "--no-d-pretrain" not in flags:
         shutil.copytree(straight / "discriminator", run / "discriminator")
-    if not {"--teachers", "--judged", "--judge-wrong"} & set(flags) and "sft" not in flags:
+    if not {"--teachers", "--judged", "--judge-wrong"} & set(flags):
         shutil.copy(straight / "teachers.jsonl", run)
     argv = ["--run", name, *SMALL, "--steps", str(steps), "--eval-every", "0", "--valid-questions", "4", *flags]
     for stage in ("teachers", "discriminator", "ril"):
@@ -1769,16 +1769,6 @@ def test_two_runs_of_one_command_give_identical_bytes(whole, tmp_path):
     straight, flags = whole
     command(tmp_path, "--run", "b", *flags)
     assert same(straight, tmp_path / "runs" / "b")
-
-
-def test_the_loops_numbers_do_not_depend_on_micro_batching_and_mu_2_has_a_ratio(whole, tmp_path):
-    (straight, players), rows = whole, {}
-    players = players[len(SMALL) :]
-    for name, flags in {"one": ["--micro-batch", "1"], "all": ["--micro-batch", "4"], "mu": ["--mu", "2"]}.items():
-        rows[name] = switched(straight, tmp_path, name, *players, *flags)
-    for a, b in zip(rows["one"], rows["all"], strict=True):
-        assert a.keys() == b.keys() and all(abs(a[k] - b[k]) < 1e-4 * (1 + abs(a[k])) for k in a if k != "stage")
-    assert all(abs(r["ratio"] - 1) > 1e-4 for r in rows["mu"]) and all(abs(r["ratio"] - 1) < 1e-6 for r in rows["one"])
 
 
 def test_a_run_stopped_after_each_stage_ends_with_the_same_bytes(straight, tmp_path):
@@ -2011,49 +2001,14 @@ def test_committed_teacher_answers_every_question_of_the_pool(name, tmp_path):
         assert np.mean(kept) > 0.98
 
 
-# ------------------------------------------------------------------------------------------------ every switch acts
-SWITCHES = {
-    "grpo": "--algo grpo",
-    "dr_grpo": "--algo dr_grpo",
-    "distill": "--algo distill",
-    "sft": "--algo sft",
-    "gail": "--algo gail",
-    "D frozen": "--discriminator frozen",
+# ------------------------------------------------------------------------------------------------ switches
+SWITCHES = {  # what the slow step (tests/test_slow_step.py) takes from the real run as given; it covers all others
     "D without pre-training": "--no-d-pretrain",
-    "D reads the question": "--d-input question",
-    "D reads the picture": "--d-input picture",
-    "similarity three": "--similarity three",
-    "similarity levels": "--similarity levels",
-    "similarity continuous": "--similarity continuous",
-    "similarity constant": "--similarity constant --discriminator none",
-    "similarity oracle": "--similarity oracle --discriminator none",
-    "no D, no similarity reward": "--similarity none --discriminator none",
-    "answer none": "--answer none",
     "half the questions judged": "--judged 0.5",
     "judge wrong": "--judge-wrong 0.5",
-    "mu": "--mu 2",
-    "beta": "--beta 1.0",
-    "kl k2": "--kl k2",
-    "eps": "--mu 2 --eps 0.0001",
-    "std": "--advantage grpo",
-    "length": "--length mean",
-    "teacher baseline": "--teacher-use baseline",
-    "teacher positive": "--teacher-use positive",
-    "teacher denominator 1": "--teacher-use denominator-1",
-    "teacher luffy": "--teacher-use luffy",
-    "teacher only for D": "--teacher-use discriminator",
     "one cached response": "--cached 1",
     "right responses only": "--right-only",
-    "two teachers, split": "--teachers tiny-qwen-teacher,reference",
-    "two teachers, each": "--teachers tiny-qwen-teacher,reference --teacher-rows each",
-    "vision trained": "--frozen none",
-    "attention frozen": "--frozen vision,attention",
-    "mlp frozen": "--frozen vision,mlp",
-    "embeddings frozen": "--frozen vision,embeddings",
     "paper sampling": "--sampling paper",
-    "student lr": "--lr 1e-3",
-    "D lr": "--d-lr 1e-2",
-    "clip": "--clip 1e-3 --mu 2",
 }
 
 
@@ -2063,13 +2018,11 @@ def default_rows(straight, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_every_switch_changes_the_metrics(straight, default_rows, tmp_path, name):
-    flags = SWITCHES[name].split()
-    rows = switched(straight, tmp_path, "s", *flags)
+def test_switches_of_texts_and_verdicts_reach_the_loop(straight, default_rows, tmp_path, name):
+    rows = switched(straight, tmp_path, "s", *SWITCHES[name].split())
     assert len(rows) == 2 and all(np.isfinite(v) for r in rows for v in r.values() if isinstance(v, float))
-    base = switched(straight, tmp_path, "mu", "--mu", "2") if len(flags) > 2 and "--mu" in flags else default_rows
-    differ = [k for k in base[1] if k not in ("stage", "step") and rows[1].get(k) != base[1][k]]
-    assert differ, name
+    assert [k for k in default_rows[1] if k not in ("stage", "step") and rows[1].get(k) != default_rows[1][k]]
+    assert name != "right responses only" or all(r["teacher_answer"] == 1 for r in rows)
 
 
 # ------------------------------------------------------------------------------------------------ the command line
