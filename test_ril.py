@@ -1936,7 +1936,7 @@ def test_a_student_learns_from_a_teacher_of_the_other_family_and_resumes(tmp_pat
 
 def test_ril_improves_a_student_on_held_out_questions(tmp_path):
     """From a shipped warm start; the accuracy is that of four sampled answers to each of 200 test questions."""
-    flags = "--run r --steps 30 --valid-questions 4 --eval-every 0 --threads 1".split()
+    flags = "--run r --steps 24 --valid-questions 4 --eval-every 0 --threads 1".split()
     for stage in ("sft", "teachers", "discriminator", "ril"):
         command(tmp_path, "--stage", stage, *flags)
     questions, shares = data.world_questions("test", 200), []
