@@ -1,14 +1,19 @@
-# make demo: warm start, then Dr.GRPO and RIL side by side on the tiny world.  make test: all tests.  Both work on a fresh machine with Python >= 3.10.
+# make demo: Dr.GRPO and RIL side by side on the tiny world.  make test: all tests.  Both work on a fresh machine with Python >= 3.10.
 PYTHON ?= python3
 RUN = OMP_NUM_THREADS=2 .venv/bin/python
 
-.PHONY: demo test teachers bench lint clean
+.PHONY: demo test students teachers bench lint clean
 
 demo: .venv/ready
 	PYTHON=.venv/bin/python bash results/demo.sh
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --durations=5
+
+students: .venv/ready  # trains the shipped warm starts from nothing (20 minutes, one core)
+	for seed in 0 1 2 3 4; do \
+	  $(RUN) train.py --stage build-students --no-resume --run build-$$seed --seed $$seed --threads 1 || exit 1; done
+	$(RUN) train.py --stage build-students --no-resume --run build-internvl --student tiny-internvl --threads 1
 
 teachers: .venv/ready  # trains both tiny teachers and rebuilds their committed responses from nothing (12 minutes, one core)
 	$(RUN) train.py --stage build-teachers --no-resume --run build-a --sft-steps 1000 --threads 1

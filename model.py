@@ -608,8 +608,8 @@ class Fp32Product(torch.autograd.Function):
 
 
 def head_product(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-    """The product of a head without bias, in fp32 whatever its weights are in: (N, H) -> (N, V)."""
-    if head.weight.dtype == torch.float32:
+    """The product of a head without bias, at least in fp32 whatever its weights are in: (N, H) -> (N, V)."""
+    if head.weight.dtype.itemsize >= 4:
         return head(hidden)
     return Fp32Product.apply(hidden.to(head.weight.dtype), head.weight)
 

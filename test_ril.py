@@ -51,9 +51,7 @@ from run import refreshed, without_host
 torch.set_num_threads(1)
 HOME = Path(__file__).resolve().parent
 STUDENTS = ["tiny-qwen", "tiny-internvl"]
-SMALL = (
-    "--sft-steps 100 --pool 48 --valid-questions 24 --test-questions 24 --questions-per-step 4 --group-size 4".split()
-)
+SMALL = "--pool 48 --valid-questions 24 --test-questions 24 --questions-per-step 4 --group-size 4".split()
 SMALL += "--steps 6 --d-steps 8 --eval-every 3 --eval-draws 2 --checkpoint-every 2 --micro-batch 3 --threads 1".split()
 
 
@@ -123,7 +121,7 @@ def speaker(request):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """One whole small run of the real command, never interrupted."""
+    """One whole small run of the real command from a shipped warm start, never interrupted."""
     folder = tmp_path_factory.mktemp("straight")
     command(folder, "--run", "a", *SMALL)
     return folder / "runs" / "a"
@@ -1772,52 +1770,54 @@ def test_two_runs_of_one_command_give_identical_bytes(whole, tmp_path):
 
 
 def test_a_run_stopped_after_each_stage_ends_with_the_same_bytes(straight, tmp_path):
-    shutil.copytree(straight / "sft", tmp_path / "runs/c/sft")  # the warm start is the longest stage: taken over
     for stage in train.STAGES:
         command(tmp_path, "--run", "c", "--stage", stage, *SMALL)
-    first = [r for r in (straight / "metrics.jsonl").read_text().splitlines() if '"stage": "sft"' not in r]
-    assert (tmp_path / "runs/c/metrics.jsonl").read_text().splitlines() == first
-    assert bytes_of(straight)["student/model.safetensors"] == bytes_of(tmp_path / "runs/c")["student/model.safetensors"]
+    assert same(straight, tmp_path / "runs/c")
 
 
-@pytest.mark.parametrize("stage, mark", [("sft", "sft-step40"), ("ril", "ril-step4")])
-def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(whole, tmp_path, stage, mark):
-    straight, flags = whole
-    shutil.copytree(straight, tmp_path / "runs/k")
-    run = tmp_path / "runs/k"
-    order = train.STAGES[train.STAGES.index(stage) :]
-    for name in ("summary.json", "student", "last", "checkpoints", "seconds.json", "samples.md"):
-        shutil.rmtree(run / name, ignore_errors=True)
-        (run / name).unlink(missing_ok=True)
-    if stage == "sft":
-        for name in ("sft", "discriminator"):
-            shutil.rmtree(run / name)
-        (run / "teachers.jsonl").unlink()
-    for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
-        lines = [x for x in (run / name).read_text().splitlines() if json.loads(x)["stage"] not in order]
-        (run / name).write_text("".join(x + "\n" for x in lines))
-    argv = [sys.executable, str(HOME / "train.py"), "--run", "k", *flags]
-    # killed hard, at a moment between two checkpoints: as soon as the step behind the checkpoint is logged
+def kill_and_resume(cwd: Path, flags: list[str], stage: str, step: int, mark: str) -> None:
+    """Run k, killed hard once `step` is logged and checkpoint `mark` is there; then the same command to its end."""
     code = (
         "import os, signal, sys, train\n"
         "real = train.Run.log\n"
         "def log(self, name, **row):\n"
         "    real(self, name, **row)\n"
-        f"    if row.get('stage') == {stage!r} and row.get('step') in (4, 49) and name == 'metrics.jsonl':\n"
+        f"    if name == 'metrics.jsonl' and (row['stage'], row['step']) == ({stage!r}, {step}):\n"
         f"        while not os.path.isdir('runs/k/checkpoints/{mark}'): pass  # saved in the background\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "train.Run.log = log\n"
         "train.main(sys.argv[1:])\n"
     )
-    env = dict(os.environ, PYTHONPATH=str(HOME))
-    killed = subprocess.run(
-        [sys.executable, "-c", code, *argv[2:]], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
+    how = dict(cwd=cwd, capture_output=True, text=True)
+    env, flags = dict(os.environ, PYTHONPATH=str(HOME)), ["--run", "k", *flags]
+    killed = subprocess.run([sys.executable, "-c", code, *flags], env=env, **how)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (run / "last").exists()
-    resumed = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert not (cwd / "runs/k" / train.STAGE_OF[stage][1]).exists()
+    resumed = subprocess.run([sys.executable, str(HOME / "train.py"), *flags], **how)
     assert resumed.returncode == 0, resumed.stderr
     assert f"goes on from runs/k/checkpoints/{mark}" in resumed.stdout
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_a_killed_warm_start_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(student, tmp_path):
+    flags = [*SMALL, "--student", student, "--stage", "sft", "--sft-steps", "55", "--sft-pictures", "4"]
+    command(tmp_path, "--run", "w", *flags)
+    kill_and_resume(tmp_path, flags, "sft", 49, "sft-step40")
+    for file in ("metrics.jsonl", "sft/model.safetensors"):
+        assert (tmp_path / "runs/w" / file).read_bytes() == (tmp_path / "runs/k" / file).read_bytes(), file
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(whole, tmp_path):
+    straight, flags = whole
+    run = tmp_path / "runs/k"
+    shutil.copytree(straight, run)
+    for name in ("summary.json", "student", "last", "checkpoints", "seconds.json", "samples.md"):
+        shutil.rmtree(run / name, ignore_errors=True)
+        (run / name).unlink(missing_ok=True)
+    for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
+        lines = [x for x in (run / name).read_text().splitlines() if json.loads(x)["stage"] == "discriminator"]
+        (run / name).write_text("".join(x + "\n" for x in lines))
+    kill_and_resume(tmp_path, flags, "ril", 4, "ril-step4")
     assert same(straight, run)
 
 
@@ -1831,8 +1831,7 @@ def test_a_run_killed_inside_a_short_stage_leaves_no_half_of_it(straight, tmp_pa
         for name in ("discriminator", "checkpoints", "student", "last"):
             shutil.rmtree(run / name)
         for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
-            lines = [x for x in (run / name).read_text().splitlines() if json.loads(x)["stage"] == "sft"]
-            (run / name).write_text("".join(x + "\n" for x in lines))
+            (run / name).unlink()
     real, calls = train.Run.log, []
 
     def log(self, *args, **row):
@@ -1918,13 +1917,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_questions
     assert len(dump["questions"]) == 4 and '"loss"' not in (tmp_path / "runs/n/metrics.jsonl").read_text()
 
 
-def test_your_own_questions_train_the_tiny_student(straight, tmp_path):
+def test_your_own_questions_train_the_tiny_student(tmp_path):
     lines = []
     for q in data.world_questions("train", 40, seed=5):
         q.images[0].save(tmp_path / f"{q.id}.png")
         lines.append(json.dumps(dict(id=q.id, image=f"{q.id}.png", question=q.text, answer=q.answer)))
     (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
-    shutil.copytree(straight / "sft", tmp_path / "runs/mine/sft")
     command(tmp_path, "--run", "mine", "--data", "mine.jsonl", *SMALL, "--steps", "2")
     summary = json.loads((tmp_path / "runs/mine/summary.json").read_text())
     assert summary["test_questions"] > 0 and "sampled_after" in summary
@@ -1934,7 +1932,7 @@ def test_your_own_questions_train_the_tiny_student(straight, tmp_path):
 
 
 def test_a_student_learns_from_a_teacher_of_the_other_family_and_resumes(tmp_path):
-    flags = ["--student", "tiny-internvl", *SMALL, "--sft-steps", "40"]
+    flags = ["--student", "tiny-internvl", *SMALL]
     command(tmp_path, "--run", "x", *flags)
     run, again = tmp_path / "runs/x", tmp_path / "runs/y"
     rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
@@ -1950,6 +1948,23 @@ def test_a_student_learns_from_a_teacher_of_the_other_family_and_resumes(tmp_pat
     (again / "summary.json").unlink()
     command(tmp_path, "--run", "y", *flags)
     assert same(run, again)
+
+
+def test_ril_improves_a_student_on_held_out_questions(tmp_path):
+    """From a shipped warm start; the accuracy is that of four sampled answers to each of 200 test questions."""
+    flags = "--run r --steps 24 --valid-questions 4 --eval-every 0 --threads 1".split()
+    for stage in ("sft", "teachers", "discriminator", "ril"):
+        command(tmp_path, "--stage", stage, *flags)
+    questions, shares = data.world_questions("test", 200), []
+    for folder in ("sft", "checkpoints/last"):
+        found = ev.evaluate(model.load(tmp_path / "runs/r" / folder), questions, jd.Judge(), 40, draws=4)
+        shares.append([answer["sampled"] for answer in found["answers"]])
+    rises = np.subtract(shares[1], shares[0])
+    standard_error = rises.std(ddof=1) / len(rises) ** 0.5  # paired: the draws of one question count as one
+    assert rises.mean() > 2 * standard_error, (rises.mean(), standard_error)
+    loop = ev.start_and_end(ev.loop_rows(tmp_path / "runs/r"))  # means of five steps
+    assert loop["similarity_end"] > loop["similarity_start"] + 0.2, loop
+    assert loop["d_accuracy_end"] < loop["d_accuracy_start"] - 0.1, loop
 
 
 def test_teacher_texts_lose_the_control_tokens_that_they_spell(straight, tmp_path):
@@ -1978,6 +1993,55 @@ def test_teacher_building_is_reproducible_byte_for_byte(tmp_path, monkeypatch):
         folder = tmp_path / name / "tiny-qwen-teacher"
         out.append([(folder / f).read_bytes() for f in ("model.safetensors", "responses.jsonl")])
     assert out[0] == out[1] and len(out[0][1].splitlines()) == 48 * 2
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_a_built_student_is_the_trained_warm_start_in_bf16_and_runs_begin_there(student, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "STUDENTS", tmp_path / "students")
+    flags = [*SMALL, "--student", student, "--sft-steps", "4", "--valid-questions", "2", "--threads", "1"]
+    command(tmp_path, "--run", "trained", *flags, "--stage", "sft")
+    command(tmp_path, "--run", "built", *flags, "--stage", "build-students")
+    command(tmp_path, "--run", "begun", *flags, "--stage", "sft")
+    folders = [tmp_path / "runs/trained/sft", tmp_path / f"students/{student}-seed0", tmp_path / "runs/begun/sft"]
+    trained, built, begun = (load_file(folder / "model.safetensors") for folder in folders)
+    assert trained.keys() == built.keys() == begun.keys()
+    for name, x in trained.items():
+        assert x.dtype == torch.float32 and torch.equal(x.bfloat16(), built[name]), name
+        assert torch.equal(built[name], begun[name]), name
+    with pytest.raises(data.UserError, match="only a tiny student"):
+        command(tmp_path, "--run", "t", "--stage", "build-students", "--student", "tiny-qwen-teacher")
+
+
+def test_a_run_begins_at_the_shipped_warm_start_unless_a_setting_of_it_differs(tmp_path, capsys):
+    said = "shipped warm start: results/students/tiny-qwen-seed3"
+    command(tmp_path, "--run", "a", "--stage", "sft", "--threads", "1", "--seed", "3")
+    assert said in capsys.readouterr().out
+    weights = [x / "model.safetensors" for x in (tmp_path / "runs/a/sft", train.STUDENTS / "tiny-qwen-seed3")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    command(tmp_path, "--run", "b", "--stage", "sft", "--threads", "1", "--seed", "3", "--sft-steps", "1")
+    assert "shipped" not in capsys.readouterr().out
+    default = train.parse([])
+    assert train.shipped_warm_start(default) == train.STUDENTS / "tiny-qwen-seed0"
+    assert train.shipped_warm_start(train.replace(default, lr=1.0, data="mine.jsonl", steps=3)) is not None
+    changed = dict(student="tiny-qwen-20m", seed=99, image_tokens=4, sft_data="mine.jsonl", sft_warmup=51)
+    changed |= dict(sft_steps=1199, sft_pictures=15, sft_questions=3, sft_lr=2.1e-3, sft_lr_end=1e-5)
+    assert changed.keys() == train.warm_start_settings(default).keys()
+    for name, value in changed.items():
+        assert train.shipped_warm_start(train.replace(default, **{name: value})) is None, name
+
+
+@pytest.mark.parametrize("name", [*(f"tiny-qwen-seed{i}" for i in range(5)), "tiny-internvl-seed0"])
+def test_a_shipped_warm_start_is_as_good_as_it_says(name):
+    student, _, seed = name.rpartition("-seed")
+    cfg = train.Config(student=student, seed=int(seed))
+    folder = train.shipped_warm_start(cfg)
+    assert folder.name == name and {x.dtype for x in load_file(folder / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
+    says, n = json.loads((folder / "warm_start.json").read_text())["validation"], 60
+    found = ev.evaluate(model.load(folder), data.world_questions("valid", n), jd.Judge(), 40, draws=1, seed=cfg.seed)
+    for how in ("greedy", "sampled"):
+        assert 0.3 < says[how] < 0.8 and abs(found[how] - says[how]) < 3 * (says[how] * (1 - says[how]) / n) ** 0.5, how
 
 
 @pytest.mark.parametrize("name", [n for n, tiny in model.TINY.items() if tiny.voice])

@@ -8,7 +8,7 @@
 
 Stages, in order; each leaves an artefact in runs/NAME and is skipped when the artefact is there:
 
-    sft            sft/              warm start: the student learns the language of the world; it is pi_init and pi_ref
+    sft            sft/              warm start, shipped or trained: the language of the world; it is pi_init and pi_ref
     teachers       teachers.jsonl    cached teacher responses with the judge's verdicts
     discriminator  discriminator/    D, from the warm-started student, until it tells student from teacher
     ril            checkpoints/      the loop (Algorithm 2): numbers 1-9 in `ril` below and in the README
@@ -24,6 +24,7 @@ import gc
 import json
 import math
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -92,6 +93,7 @@ from model import (
 )
 from rollout import PAPER, PURE, Response, Sampling, rollout
 from run import (
+    HOME,
     REAL_IMAGE_TOKENS,
     Checkpoints,
     Run,
@@ -140,6 +142,8 @@ ALGOS = {
 }
 D_ALARM = 0.6  # a held-out accuracy of D below this is a warning
 STAGES = ("sft", "teachers", "discriminator", "ril", "export", "evaluate")
+BUILDS = ("build-students", "build-teachers")  # make what is shipped anew: make students, make teachers
+STUDENTS = HOME / "results" / "students"  # shipped warm starts, one folder per tiny student and seed
 TEACHER_USE = ("gradient", "baseline", "positive", "denominator-1", "luffy", "discriminator", "none")
 SIMILARITIES = ("binary", "three", "levels", "continuous", "constant", "oracle", "none")
 
@@ -160,7 +164,7 @@ class Config:
     """Every setting of a run. Each field is a flag: group_size is --group-size; booleans have --no-... too."""
 
     run: str = setting("demo", "the run's folder is runs/NAME")
-    stage: str = setting("all", "run one stage only", choices=("all", *STAGES, "build-teachers", "select"))
+    stage: str = setting("all", "run one stage only", choices=("all", *STAGES, *BUILDS, "select"))
     preset: str = setting(
         "auto",
         "tiny: the defaults; paper: the paper's values, ours where it is silent; auto: by the student's size",
@@ -209,7 +213,7 @@ class Config:
     # warm start
     sft_data: str = setting("", "JSONL with question, answer and picture: a warm start for a real student")
     sft_epochs: float = setting(1.0, "passes of that warm start over --sft-data", ours=1.0)
-    sft_steps: int = setting(1200, "steps of the warm start on the tiny world")
+    sft_steps: int = setting(1200, "steps of the warm start; with the defaults a shipped one is used")
     sft_pictures: int = setting(16, "pictures per warm-start step")
     sft_questions: int = setting(4, "questions per picture: one packed row")
     sft_lr: float = setting(2e-3, "learning rate at the start of the warm start, falls linearly", paper=1e-5)
@@ -306,7 +310,7 @@ def parse(argv: list[str]) -> Config:
         raise UserError(f"--random-weights is for published names: {', '.join([*FULL, *JUDGES])}; others have weights")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine shows no GPU to torch; take --device cpu")
-    if not cfg.resume and cfg.stage not in ("all", "build-teachers", "select"):
+    if not cfg.resume and cfg.stage not in ("all", *BUILDS, "select"):
         raise UserError(f"--no-resume deletes the run and begins anew: it does not go with --stage {cfg.stage}")
     known_judge(cfg.judge)
     for file, fields in (
@@ -459,10 +463,30 @@ def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
     vlm.eval()
 
 
+def warm_start_settings(cfg: Config) -> dict:
+    """What the weights of a tiny student's warm start depend on."""
+    fields = dataclasses.asdict(cfg)
+    names = "student seed image_tokens sft_data sft_steps sft_pictures sft_questions sft_lr sft_lr_end sft_warmup"
+    return {name: fields[name] for name in names.split()}
+
+
+def shipped_warm_start(cfg: Config) -> Path | None:
+    """The shipped folder that was made with exactly these settings; None: there is none."""
+    folder = STUDENTS / f"{cfg.student}-seed{cfg.seed}"
+    file = folder / "warm_start.json"
+    made = json.loads(file.read_text())["settings"] if file.is_file() else None
+    return folder if made == warm_start_settings(cfg) else None
+
+
 def sft(run: Run) -> None:
     """The student's warm start: pi_init and pi_ref."""
-    name, target = run.cfg.student, run.path / "sft"
-    if name in TINY or run.cfg.sft_data:
+    name, target, shipped = run.cfg.student, run.path / "sft", shipped_warm_start(run.cfg)
+    if shipped:
+        print(f"  a shipped warm start: results/students/{shipped.name}; --stage build-students trains it anew")
+        with new_folder(target) as part:
+            if run.first:
+                shutil.copytree(shipped, part, ignore=lambda *_: ["warm_start.json"], dirs_exist_ok=True)
+    elif name in TINY or run.cfg.sft_data:
         vlm = run.sharded(name)
         fit(run, vlm, "sft", run.cfg.sft_steps)
         save(vlm, target, torch.float32)
@@ -477,7 +501,26 @@ def sft(run: Run) -> None:
         wait()
 
 
-# ------------------------------------------------------------------------------------------------ stage: build-teachers
+# ------------------------------------------------------------------------------------------------ what is shipped
+def build_students(run: Run) -> None:
+    """Train the tiny student's warm start from nothing and write its bf16 folder under results/students."""
+    cfg, folder = run.cfg, STUDENTS / f"{run.cfg.student}-seed{run.cfg.seed}"
+    can = [n for n, tiny in TINY.items() if not tiny.voice]
+    if cfg.student not in can:
+        raise UserError(f"--student {cfg.student}: only a tiny student can be built: {', '.join(can)}")
+    vlm = run.sharded(cfg.student)
+    fit(run, vlm, "sft", cfg.sft_steps)
+    save(vlm, folder)
+    how = (cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
+    found = evaluate(load(folder), split(cfg)["valid"], run.judge(), *how)
+    valid = rounded({name: found[name] for name in ("questions", "greedy", "sampled") if name in found})
+    if run.first:
+        part = folder / "warm_start.json.part"
+        part.write_text(json.dumps(dict(settings=warm_start_settings(cfg), validation=valid), indent=1) + "\n")
+        part.replace(folder / "warm_start.json")
+    print(f"  {folder.name}: validation accuracy {valid}")
+
+
 def build_teachers(run: Run) -> None:
     """Train the tiny teacher from nothing and write its folder and response cache under results/teachers."""
     cfg, name = run.cfg, run.cfg.teachers
@@ -1024,8 +1067,9 @@ def main(argv: list[str] | None = None) -> None:
     if is_url(cfg.judge) and ranks()[0] == 0:
         Server(cfg.judge).name_model()  # a dead judge is named now, before anything is written
     run = Run(cfg, sys.argv[1:] if argv is None else argv)
-    if cfg.stage in ("build-teachers", "select"):
-        return {"build-teachers": build_teachers, "select": select}[cfg.stage](run)
+    if cfg.stage in (*BUILDS, "select"):
+        actions = {"build-students": build_students, "build-teachers": build_teachers, "select": select}
+        return actions[cfg.stage](run)
     for name in stages_of(cfg):
         if cfg.stage in ("all", name):
             run_stage(run, name)

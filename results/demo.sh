@@ -1,15 +1,13 @@
 #!/usr/bin/env bash
-# make demo: one warm start, then Dr.GRPO and RIL side by side, one process a core, where only a quarter of the training
+# make demo: Dr.GRPO and RIL from one shipped warm start, side by side, one process a core, where only a quarter of the training
 # questions has an answer key (results/weak_judge.md has this setting over five seeds).
 source "$(dirname "$0")/study.sh"
-echo "1/3  warm start (the student learns the language of the tiny world)"
-OMP_NUM_THREADS=$CORES "$PYTHON" train.py --run demo-warm --stage sft --threads "$CORES"
-echo "2/3  Dr.GRPO and RIL from that warm start, --judged 0.25, side by side"
-SHARED="--student runs/demo-warm/sft --judged 0.25 --threads 1 --eval-every 20 --eval-draws 2"
+echo "1/2  Dr.GRPO and RIL from the same warm start, --judged 0.25, side by side"
+SHARED="--judged 0.25 --threads 1 --eval-every 20 --eval-draws 2"
 "$PYTHON" -u train.py --run demo-dr_grpo-0 $SHARED --algo dr_grpo --evaluated after 2>&1 | sed 's/^/dr_grpo | /' &
 "$PYTHON" -u train.py --run demo-ril-0 $SHARED 2>&1 | sed 's/^/ril     | /'
 wait
-echo "3/3  what came out"
+echo "2/2  what came out"
 mkdir -p runs/demo
 "$PYTHON" -m results.collect demo --cells dr_grpo,ril --seeds 0 --into runs/demo
 echo "see: runs/demo/demo.png runs/demo-ril-0/samples.md runs/demo-ril-0/curves.png"

@@ -1,5 +1,6 @@
 # Sourced by the studies in this folder. A study is a list of cells; a cell is a name and train.py's flags (SEED in them is the seed). Every cell runs once
-# per seed, from the warm start of that seed, one single-thread process per core. Rerunning a study skips what is there.
+# per seed, from the shipped warm start of that seed (results/students), one single-thread process per core. Rerunning a
+# study skips what is there.
 #
 #     study main "0 1 2 3 4"        # name and seeds
 #     cell ril --algo ril           # one row of the table
@@ -16,7 +17,7 @@ study() { NAME=$1; SEEDS=$2; CELLS=(); JOBS=$(mktemp); export JOBS; }
 cell() {
   CELLS+=("$1")
   for seed in $SEEDS; do
-    echo "$NAME-$1-$seed --student runs/warm-$seed/sft --seed $seed $SHARED ${*:2}" | sed "s/SEED/$seed/g" >>"$JOBS"
+    echo "$NAME-$1-$seed --seed $seed $SHARED ${*:2}" | sed "s/SEED/$seed/g" >>"$JOBS"
   done
 }
 
@@ -31,9 +32,6 @@ one_job() {  # NAME FLAGS...: one run; prints how many of the study's runs are t
 export -f one_job
 
 run_study() {
-  for seed in $SEEDS; do  # the warm starts are shared by all studies
-    [ -e "runs/warm-$seed/sft/config.json" ] || echo "warm-$seed --seed $seed --stage sft --threads 1"
-  done | xargs -r -P "$CORES" -L 1 bash -c '"$PYTHON" train.py --run "$@" >"runs-$1.log" 2>&1 && rm "runs-$1.log"' _
   xargs -P "$CORES" -L 1 bash -c 'SECONDS=0; one_job "$@"' _ <"$JOBS" || echo "some runs failed: the table names them" >&2
   "$PYTHON" -m results.collect "$NAME" --cells "$(IFS=,; echo "${CELLS[*]}")" --seeds "${SEEDS// /,}" --against "${AGAINST:-}" --panels "${PANELS:-similarity,answer}"
 }
