@@ -27,6 +27,7 @@ torch.set_num_threads(1)
 HOME = Path(__file__).resolve().parent.parent
 STUDENTS = ("qwen-untied", "qwen-tied", "internvl")
 WIDE = data.Question("wide", (pub.picture(2400, 1500),), "What is in row 2?", "B")
+LONG = data.Question("long", (pub.picture(2500, 500),), "What is in row 2?", "B")
 SMALL = data.Question("small", (pub.picture(),), "What is in row 2?", "B")
 
 
@@ -120,6 +121,7 @@ def test_a_saved_folder_says_its_dtype_at_every_level_and_keeps_all_other_files(
         }
         stock = vlm.family.model.from_pretrained(out, dtype="auto")
         assert dtypes(stock) == {torch.bfloat16} and model.is_tied(stock) == vlm.tied
+        assert type(stock.config).from_pretrained(out).tie_word_embeddings == vlm.tied  # servers read it there
         again = model.load(out, dtype=torch.bfloat16).hf.state_dict()
         for key, x in stock.state_dict().items():
             assert torch.equal(x, again[key]) and torch.equal(x, vlm.hf.state_dict()[key].bfloat16()), key
@@ -166,7 +168,7 @@ def test_internvl_is_cut_into_tiles_as_its_stock_processor_does_when_it_is_calle
     stock = GotOcr2ImageProcessorPil.from_pretrained(published / "internvl")
     assert not stock.crop_to_patches  # what the file says; the stock processor overrides it at every call
     at_most = tokens // 256 - 1 if tokens >= 512 else 1 if tokens else 12
-    for question in (WIDE, SMALL):
+    for question in (WIDE, SMALL, LONG):
         expected = stock(question.images[0], crop_to_patches=True, max_patches=at_most, return_tensors="pt")
         prompt = vlm.encode_question(question)
         assert torch.equal(prompt.pixels["pixel_values"], expected["pixel_values"])
