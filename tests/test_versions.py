@@ -8,10 +8,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from packaging.requirements import Requirement
 from torch import nn
 from transformers import InternVLConfig, Qwen2_5_VLConfig, Qwen2Config
 from transformers.utils import logging
@@ -20,6 +22,7 @@ from tests import published as pub
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()
+HOME = Path(__file__).resolve().parent.parent
 TEXT = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 TEXT |= dict(vocab_size=64, max_position_embeddings=64, bos_token_id=None, eos_token_id=None, pad_token_id=None)
 
@@ -77,24 +80,16 @@ def own_attention(functions) -> None:
         return functions["sdpa"](module, q, k, v, None, scaling=scaling, is_causal=True)
 
     functions.register("test_of_versions", ours)
-    try:
-        for family in ("qwen", "internvl"):
-            language = small(family).model.language_model
-            language.config._attn_implementation = "test_of_versions"
-            mask, embedded = object(), torch.randn(1, 6, 32)
-            places = torch.arange(6).expand(3, 1, -1) if family == "qwen" else torch.arange(6)[None]
-            with torch.no_grad():
-                out = language(
-                    inputs_embeds=embedded,
-                    attention_mask={"full_attention": mask},
-                    position_ids=places,
-                    use_cache=False,
-                ).last_hidden_state
-            assert out.shape == (1, 6, 32) and out.isfinite().all()
-            assert len(seen) == 2 and all(m is mask and n == 2 for m, n, _ in seen), family
-            seen.clear()
-    finally:
-        functions._global_mapping.pop("test_of_versions", None)
+    for family in ("qwen", "internvl"):
+        language, mask = small(family).model.language_model, object()
+        language.config._attn_implementation = "test_of_versions"
+        places = torch.arange(6).expand(3, 1, -1) if family == "qwen" else torch.arange(6)[None]
+        given = dict(inputs_embeds=torch.randn(1, 6, 32), position_ids=places, use_cache=False)
+        with torch.no_grad():
+            out = language(attention_mask={"full_attention": mask}, **given).last_hidden_state
+        assert out.shape == (1, 6, 32) and out.isfinite().all()
+        assert len(seen) == 2 and all(m is mask and n == 2 for m, n, _ in seen), family
+        seen.clear()
 
 
 def rotary_tables(init_weights) -> None:
@@ -265,3 +260,17 @@ def test_what_we_take_from_inside_the_libraries(used):
     except Exception as error:
         short = f"{type(error).__name__}: {error}".splitlines()[0]
         raise AssertionError(f"{used.where} broke in {versions}; we use it for {used.what_for} ({short})") from error
+
+
+def requirements(*files: str) -> dict[str, Requirement]:
+    """The requirements of these files by name."""
+    lines = [line for file in files for line in (HOME / file).read_text().splitlines()]
+    found = [Requirement(line) for line in lines if line and line[0] not in "#-"]
+    return {one.name.lower(): one for one in found}
+
+
+def test_every_requirement_has_an_exact_version_in_its_range():
+    pinned = requirements("constraints.txt")
+    for name, wanted in requirements("requirements.txt", "requirements-dev.txt").items():
+        (exact,) = pinned[name].specifier
+        assert exact.operator == "==" and wanted.specifier.contains(exact.version), f"{wanted}: pinned is {exact}"
