@@ -2617,12 +2617,15 @@ def test_the_plan_counts_launches_of_decoding_and_the_traffic_between_gpus(monke
     )
 
 
-def test_what_the_readme_says_of_gpus_is_what_the_plan_says(capsys):
+def test_what_the_readme_says_of_gpus_is_what_the_plan_says(tmp_path, monkeypatch, capsys):
     """Its block is the command's output, and its lines for torchrun fit on GPUs of 80 GB."""
     text = (HOME / "README.md").read_text()
     (flags,) = re.findall(r"\(estimates; `python train.py (--student [^`]*)`\):", text)
     train.main(flags.split())
     assert f"```\n{capsys.readouterr().out}```" in text
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jsonl").write_text(json.dumps(dict(id="1", question="?", answer="!")) + "\n")
+    (tmp_path / "said.jsonl").write_text(json.dumps(dict(question="1", teacher="a", text="!")) + "\n")
     lines = re.findall(r"^torchrun --nproc_per_node (\d+) (?:-- )?train.py (--[^#\n]*)", text, re.M)
     assert len(lines) >= 4 and {"1", "8"} <= {gpus for gpus, _ in lines}
     for gpus, flags in lines:
