@@ -413,3 +413,19 @@ def test_the_student_that_validates_best_is_kept_and_so_is_the_last(starts, tmp_
     for name, player in zip(("best", "last"), players, strict=True):
         kept = Qwen2_5_VLForConditionalGeneration.from_pretrained(ours.run / "checkpoints" / name)
         assert distance(parameters(kept), player) == 0, name
+
+
+def test_samples_and_draws_depend_on_the_seed_and_on_the_visit(starts, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "validate", lambda *_: None)
+    flags = [*BASE, "--student", str(starts["tiny-qwen"] / "student"), "--teachers", "tiny-qwen-teacher", *NO_D.split()]
+    flags += "--similarity none --pool 2 --group-size 4 --steps 2 --lr 1e-12".split()  # both questions, twice
+    said, drawn = {}, {}
+    for seed in ("0", "1"):
+        with pytest.MonkeyPatch.context() as patch:
+            ours = real(starts["tiny-qwen"], tmp_path / seed, [*flags, "--seed", seed], patch)
+        for step, groups in enumerate(ours.sampled):
+            for group, (responses, _) in zip(groups, ours.drawn[2 * step :], strict=False):
+                key = group[0].question, seed, step
+                said[key], drawn[key] = [r.ids for r in group], [r.index for r in responses]
+    pairs = [(a, b) for a in said for b in said if a < b and a[0] == b[0]]
+    assert len(pairs) == 12 and all(said[a] != said[b] and drawn[a] != drawn[b] for a, b in pairs)
