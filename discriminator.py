@@ -18,15 +18,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from data import slices
-from model import VLM, Batch, Prompt, copy_slice, head_product, pack, shared_prefix, trunk
+from engine.loading import copy_slice
+from model import VLM, Batch, Prompt, head_product, pack, shared_prefix, trunk
 
 SYSTEM = "a response in <response> tags was written by a teacher or by a student."
+
+
 USER = "{question}<response>{response}</response> teacher 0 or student 1?"
-INPUTS = (
-    "response",
-    "question",
-    "picture",
-)  # what D reads: the response alone, with the question, with the picture too
 
 
 class Discriminator(nn.Module):

@@ -21,8 +21,10 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from config import Config
 from data import seed_of, slices
-from model import VLM, Prompt, everyone_of, pack
+from engine.sharding import everyone_of
+from model import VLM, Prompt, pack
 
 
 @dataclass
@@ -54,6 +56,8 @@ class Sampling:
 
 
 PURE, GREEDY = Sampling(), Sampling(greedy=True)
+
+
 PAPER = Sampling(temperature=1.0, top_k=50, top_p=0.95, repetition_penalty=1.05)  # the paper's setting
 
 
@@ -258,3 +262,8 @@ def decode(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> l
             responses.append(Response(name, g, source, ids, text, finished[r], logps[r][: count[r]]))
         out.append(responses)
     return out
+
+
+def sampling_of(cfg: Config) -> Sampling:
+    """How the student samples what D and the loop see."""
+    return PAPER if cfg.sampling == "paper" else PURE

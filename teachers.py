@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import Question, UserError, questions_at, read_jsonl, seed_of, slices
-from judge import Judge, Server, ask_teacher_server
-from model import FULL, VLM, deal, dealt, everyone, everyone_of, family_of, find_folder, pack, ranks, together, wait
-from rollout import PURE, Response, Sampling, rollout
-from run import HOME, Run, compute_dtype, kept_rows, questions_in, split
+from config import SAMPLES, TEMPERATURE, pretraining_samples, teacher_names
+from data import UserError, questions_at, read_jsonl, seed_of, slices
+from engine.families import FULL
+from engine.folders import family_of
+from engine.loading import find_folder
+from engine.run import HOME, Run, compute_dtype, kept_rows, split
+from engine.served import Server, ask_teacher_server
+from engine.sharding import deal, dealt, everyone, everyone_of, ranks, together, wait
+from judge import Judge
+from model import VLM
+from rollout import Response, Sampling, rollout
 
 FOLDER = HOME / "results" / "teachers"  # committed: each tiny teacher's weights and its cached responses
-SAMPLES, TEMPERATURE = 8, 0.8  # how the committed responses were drawn
-
-
-def teacher_names(cfg) -> list[str]:
-    """--teachers without the addresses: big=http://host:8000/v1,tiny-qwen-teacher -> [big, tiny-qwen-teacher]."""
-    return [name.partition("=")[0] for name in cfg.teachers.split(",")]
 
 
 def pretraining_questions(cfg, questions: list, usable: Iterable | None = None) -> tuple[list, list[list]]:
@@ -49,11 +49,6 @@ def pretraining_questions(cfg, questions: list, usable: Iterable | None = None) 
     epochs = (questions_at(train, i, len(train), seed_of(cfg.seed, "d")) for i in itertools.count())
     stream = (q for epoch in epochs for q, _ in epoch if q.id in visited)
     return held, [list(itertools.islice(stream, cfg.questions_per_step)) for _ in range(cfg.d_steps)]
-
-
-def pretraining_samples(cfg) -> int:
-    """Responses per question of the student, and of each teacher, in D's pre-training."""
-    return cfg.d_samples or cfg.teacher_samples
 
 
 def samples_of(cfg, questions: list) -> dict[str, int]:
@@ -273,72 +268,3 @@ class TeacherCache:
             n = count or self.each
             chosen += [found[i] for i in rng.choice(len(found), n, replace=len(found) < n)]
         return [r for r, _ in chosen], [v for _, v in chosen]
-
-
-def select(run: Run) -> None:
-    """The paper's curation of the question pool: drop over-long ones, score the others, keep the best.
-
-    log-prob: the teacher's mean log-probability of the reference answer minus the student's (what the teacher knows and
-    the student does not); pass-rate: the student's share of right answers, kept where it is neither 0 nor 1.
-    """
-    cfg, file = run.cfg, run.path / "scores.jsonl"
-    questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns)
-    scores = {r["question"]: r["score"] for r in kept_rows(run, file)}
-    student = run.whole(cfg.student)
-    teacher = teacher_model(teacher_names(cfg)[0], run) if cfg.select == "log-prob" else None
-    limit = student.hf.config.get_text_config().max_position_embeddings
-    todo = [q for q in questions if q.id not in scores]
-    for part in tqdm(slices(len(todo), 32 * ranks()[1]), "select", disable=not run.first):
-        mine, asked, rows = deal(todo[part]), [], []
-        for q in mine:
-            size = len(student.reply_ids(q.answer))
-            fits = size <= cfg.max_new_tokens and len(student.encode_question(q).ids) + cfg.max_new_tokens < limit
-            rows.append(dict(question=q.id, score=None))
-            asked += [q] if fits else []
-        if cfg.select == "log-prob":
-            most = max(everyone_of(len(asked)))  # every rank has to pass the sharded teacher equally often
-            padded = asked + [Question("-", (), "-", "-")] * (most - len(asked))
-            found = [a - b for a, b in zip(answer_logps(teacher, padded), answer_logps(student, padded), strict=True)]
-        else:
-            prompts, names = [student.encode_question(q) for q in asked], [q.id for q in asked]
-            more = dict(purpose=(cfg.seed, "select"), max_rows=cfg.rollout_rows)
-            fresh = rollout(student, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, PURE, **more)
-            right = run.judge().verdicts(asked, [r for g in fresh for r in g])
-            found = [float(np.mean(right[s])) for s in slices(len(right), cfg.teacher_samples)]
-        of = {q.id: x for q, x in zip(asked, found, strict=False)}
-        rows = everyone([row | dict(score=of.get(row["question"])) for row in rows])
-        scores |= {r["question"]: r["score"] for r in rows}
-        if run.first:
-            with file.open("a") as out:
-                out.write("".join(json.dumps(r) + "\n" for r in rows))
-    ranked = sorted((q for q in questions if scores[q.id] is not None), key=lambda q: -scores[q.id])
-    if cfg.select == "pass-rate":
-        ranked = [q for q in questions if scores[q.id] is not None and 0 < scores[q.id] < 1]
-    kept = {q.id for q in (ranked[: cfg.keep] if cfg.keep > 2 else ranked)}
-    lines = [
-        dict(id=q.id, images=[str(Path(x).resolve()) for x in q.images], question=q.text, answer=q.answer)
-        for q in questions
-        if q.id in kept
-    ]
-    run.write("selected.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
-    over = sum(x is None for x in scores.values())
-    print(f"  kept {len(kept)} of {len(questions)} questions, {over} were over-long: {run.path}/selected.jsonl")
-    values = [x for x in scores.values() if x is not None]
-    counts, edges = np.histogram(values, bins=10)
-    chosen, _ = np.histogram([scores[i] for i in kept], bins=edges)
-    for low, n, k in zip(edges, counts, chosen, strict=False):
-        print(f"  {low:8.2f}  {'#' * round(40 * k / max(counts))}{'.' * round(40 * (n - k) / max(counts))} {k} of {n}")
-
-
-@torch.no_grad()
-def answer_logps(vlm: VLM, questions: list) -> list[float]:
-    """Mean log-probability per token of each question's reference answer."""
-    out = []
-    for part in slices(len(questions), 8):
-        prompts, rows = zip(
-            *((vlm.encode_question(q), [vlm.reply_ids(q.answer)]) for q in questions[part]), strict=True
-        )
-        batch = pack(prompts, rows, device=vlm.device, blank=vlm.blank())
-        logps = vlm(batch)
-        out += (logps.sum(1) / batch.mask.sum(1)).tolist()
-    return out

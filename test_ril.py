@@ -26,15 +26,16 @@ import unicodedata
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import bench
+import benchmarks as bm
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run import refreshed, without_host
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
 
-import bench
-import benchmarks as bm
 import data
 import discriminator as disc
 import eval as ev
@@ -46,7 +47,6 @@ import teachers
 import train
 from results import judge_cases
 from results.collect import collect
-from run import refreshed, without_host
 
 torch.set_num_threads(1)
 HOME = Path(__file__).resolve().parent

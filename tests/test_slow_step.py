@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import run
 import torch
 from safetensors.torch import load_file
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -29,7 +30,6 @@ from transformers import AutoConfig, AutoTokenizer, InternVLForConditionalGenera
 
 import data
 import model
-import run
 import train
 
 torch.set_num_threads(1)

@@ -1,8 +1,4 @@
-"""A run: its folder, its questions and players, its log, its checkpoints; the same for one process and for many.
-
-Rank 0 writes and speaks; everything is written to a temporary name and renamed, logs are appended. What a stage does
-stands in train.py; this file holds what every stage needs.
-"""
+"""engine.run."""
 
 import contextlib
 import copy
@@ -31,33 +27,16 @@ import transformers
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from data import UserError, load_questions, seed_of, split_questions, world_questions
+from config import is_real
+from data import UserError, load_questions, seed_of, split_questions
+from engine.families import FULL, JUDGES
+from engine.loading import load
+from engine.sharding import deal, everyone_of, ranks, start_ranks, wait, whole
 from judge import Judge
-from model import (
-    FULL,
-    JUDGES,
-    TINY,
-    VLM,
-    deal,
-    everyone_of,
-    load,
-    ranks,
-    recompute_activations,
-    start_ranks,
-    wait,
-    whole,
-)
+from model import VLM, recompute_activations
+from tiny.world import world_questions
 
 HOME = Path(__file__).resolve().parent
-REAL_IMAGE_TOKENS = 1280  # most image tokens of a picture, in training and in evaluation, of a real student
-
-
-def is_real(student: str) -> bool:
-    """Is this a student of real size? Decides between the tiny defaults and the paper's."""
-    if student in (*TINY, *FULL) or not (Path(student) / "config.json").is_file():
-        return student in FULL
-    config = json.loads((Path(student) / "config.json").read_text())
-    return config.get("text_config", config).get("hidden_size", 0) > 512
 
 
 def device_of(cfg) -> str:
@@ -69,11 +48,6 @@ def device_of(cfg) -> str:
 def compute_dtype(cfg) -> torch.dtype:
     """What forward and backward passes compute in."""
     return torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
-
-
-def frozen_parts(cfg) -> list[str]:
-    """--frozen as a list; none is the empty one."""
-    return [] if cfg.frozen == "none" else cfg.frozen.split(",")
 
 
 @functools.lru_cache(maxsize=2)

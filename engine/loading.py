@@ -1,0 +1,425 @@
+"""engine.loading."""
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.core_model_loading import revert_weight_conversion
+
+from data import UserError
+from engine.families import FAMILIES, FULL, JUDGES, text_sizes
+from engine.folders import config_of, family_of, read_json, tensor_headers, weight_files
+from engine.sharding import everyone_of, new_folder, ranks, shard, together, whole
+from model import VLM, is_tied
+from tiny.models import CHAT, TINY, tiny_tokenizer
+
+
+# ------------------------------------------------------------------------------------------------ loading
+def load(
+    name: str | Path,
+    seed: int = 0,
+    device="cpu",
+    dtype: torch.dtype = torch.float32,
+    mesh: DeviceMesh | None = None,
+    compute: torch.dtype | None = None,
+    player: Callable | None = None,
+    random_weights: bool = False,
+):
+    """A tiny name (fresh weights from `seed`), a published name or a Hugging Face folder, in `dtype`.
+
+    With `mesh` the weights are sharded over it and computed with in `compute`; without, they are whole. `player` makes
+    another module around the model's parts (the discriminator) before they get memory. Raises UserError for an unknown
+    name, and for a folder that lacks a tensor, has one too many or a wrong one, or is of a family that FAMILIES does
+    not hold.
+    """
+    if str(name) in TINY:
+        tiny = TINY[name]
+        family = FAMILIES[tiny.family]
+        config, tok, pictures = family.tiny(tiny.width, tiny.layers)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            hf = family.model(config)
+        hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
+        vlm = VLM(hf.to(dtype), tok, pictures).to(device).eval()
+        return placed(player(vlm) if player else vlm, vlm, mesh, compute or dtype)
+    vlm, folder = (random_shell if random_weights else shell)(name, dtype)
+    it = placed(player(vlm) if player else vlm, vlm, mesh, compute or dtype)
+    return with_weights(it, vlm.hf, folder, device, seed)
+
+
+def with_weights(player, hf: nn.Module, folder: Path | None, device, seed: int = 0):
+    """A player that was built without memory, with the folder's weights (None: random ones) on `device`, to be asked.
+
+    hf is the stock model that it is or is made of.
+    """
+    player.to_empty(device=device)
+    getattr(player, "settle", hf.tie_weights)()
+    if folder is None:
+        fill(player, seed)
+    else:
+        read_weights(getattr(player, "tensors", hf.state_dict)(), hf, folder)
+    for module in player.modules():  # rotary tables are in no file; stock code computes them
+        if not isinstance(module, VLM) and list(module.buffers(recurse=False)):
+            hf._init_weights(module)
+    return player.eval()
+
+
+def language_shell(name: str, dtype: torch.dtype, random_weights: bool = False) -> tuple:
+    """(stock causal language model without memory, tokenizer, folder) of a name in JUDGES or a folder; with
+    `random_weights` at a published model's size without files, spelling in the tiny tokenizer. Raises UserError.
+    """
+    if random_weights:
+        config = AutoConfig.for_model(JUDGES[name].family, **text_sizes(JUDGES[name]))
+        return on_meta(AutoModelForCausalLM.from_config, config, dtype), tiny_tokenizer(CHAT, ""), None
+    folder = find_folder(name)
+    config_of(folder)
+    headers = tensor_headers(folder)
+    try:
+        tok = tokenizer_of(folder)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        tie_as_in_files(config, headers)
+        hf = on_meta(AutoModelForCausalLM.from_config, config, dtype)
+    except Exception as error:
+        raise cannot_be_loaded(name, error) from None
+    check_tensors(hf, folder, headers)
+    check_vocabulary(folder, tok, config)
+    return hf, tok, folder
+
+
+def load_language_model(name: str, device, dtype, mesh: DeviceMesh | None = None, random_weights: bool = False):
+    """(stock causal language model, tokenizer), frozen and in memory; sharded where there is a mesh."""
+    hf, tok, folder = language_shell(name, dtype, random_weights)
+    if mesh is not None:
+        shard(hf, list(hf.model.layers), mesh, dtype)
+    return with_weights(hf, hf, folder, device).requires_grad_(False), tok
+
+
+def cannot_be_loaded(name: str | Path, error: Exception) -> UserError:
+    """Whatever stock code says of a torn or missing file, as one line."""
+    if isinstance(error, UserError):
+        return error
+    said = (str(error).strip() or repr(error)).splitlines()[0][:160]
+    return UserError(f"{name}: cannot be loaded ({said}); make the folder anew")
+
+
+def placed(player, vlm: VLM, mesh: DeviceMesh | None, compute: torch.dtype):
+    """The player, sharded when there is a mesh."""
+    if mesh is not None:
+        blocks = [*player.base.get_submodule(vlm.family.vision_blocks), *player.base.language_model.layers]
+        shard(player, blocks, mesh, compute)
+    return player
+
+
+def shell(name: str | Path, dtype: torch.dtype = torch.float32) -> tuple[VLM, Path]:
+    """A model without memory, made from a folder's files; -> it and the folder.
+
+    Everything that can be known without reading weights is checked: raises UserError that names the file.
+    """
+    folder = find_folder(name)
+    family = family_of(folder)
+    headers = tensor_headers(folder)
+    try:
+        config = family.model.config_class.from_pretrained(folder, local_files_only=True)
+        tie_as_in_files(config, headers)
+        pictures = family.image_processor.from_pretrained(folder, local_files_only=True)
+        family.as_called(pictures)
+        tok = tokenizer_of(folder)
+        hf = on_meta(family.model, config, dtype)
+        if (folder / "generation_config.json").is_file():
+            hf.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise cannot_be_loaded(name, error) from None
+    check_tensors(hf, folder, headers)
+    check_vocabulary(folder, tok, config)
+    tok.chat_template = picture_template(folder, tok, family.picture_sign)
+    vlm = VLM(hf, tok, pictures, folder)
+    check_end(vlm)
+    return vlm, folder
+
+
+def check_end(vlm: VLM) -> None:
+    """One of the end tokens has to close an answer in the chat template. Raises UserError: texts would never end."""
+    chat = [dict(role="user", content="question"), dict(role="assistant", content="answer says")]
+    closing = vlm.tokenizer.apply_chat_template(chat, tokenize=False).rpartition("answer says")[2]
+    if not any(token in closing for token in vlm.tokenizer.convert_ids_to_tokens(vlm.ends)):
+        raise UserError(
+            f"{vlm.folder}: no end token: its chat template closes an answer with {closing!r}; set eos_token_id in "
+            "generation_config.json to that token"
+        )
+
+
+def on_meta(make: Callable, config, dtype: torch.dtype) -> nn.Module:
+    """The stock model of a configuration, without memory.
+
+    All parameters are in `dtype`, whatever the configuration says at any level (stock sub-models are made in the dtype
+    of their own configuration); rotary tables stay in fp32 (`.to(dtype)` would round them).
+    """
+    set_dtype(config, dtype)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            hf = make(config)
+    finally:
+        torch.set_default_dtype(before)
+    hf.tie_weights()
+    return hf
+
+
+def levels(config) -> list:
+    """A stock configuration and those inside it: text, vision."""
+    return [config, *(x for name in config.sub_configs for x in levels(getattr(config, name)))]
+
+
+def set_dtype(config, dtype: torch.dtype) -> None:
+    """Make a stock configuration say this dtype at every level."""
+    for level in levels(config):
+        level.dtype = dtype
+
+
+def random_shell(name: str, dtype: torch.dtype = torch.float32) -> tuple[VLM, None]:
+    """The same of a published model at full size, without any file; it spells in the tiny tokenizer."""
+    full = FULL[name]
+    family = FAMILIES[full.family]
+    tiny, tok, _ = family.tiny(96, 1)
+    config, pictures = family.full(tiny, text_sizes(full), dict(full.vision))
+    hf = on_meta(family.model, config, dtype)
+    hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
+    return VLM(hf, tok, pictures), None
+
+
+@torch.no_grad()
+def fill(player: nn.Module, seed: int) -> None:
+    """Random weights in place, shard by shard: matrices normal, norms 1, biases 0."""
+    torch.manual_seed(seed)
+    for name, p in player.named_parameters():
+        local = p.to_local() if isinstance(p, DTensor) else p
+        local.normal_(std=0.02) if p.ndim > 1 else local.fill_(float(name.endswith("weight")))
+
+
+def hub_names(hf: nn.Module) -> dict[str, str]:
+    """The stock class's tensor names -> those in the published files, which hold a tied head once."""
+    names = list(hf.state_dict())
+    mark = {name: torch.tensor(i) for i, name in enumerate(names)}
+    hub = {names[int(i)]: there for there, i in revert_weight_conversion(hf, mark).items()}
+    return {name: there for name, there in hub.items() if not (is_tied(hf) and name == "lm_head.weight")}
+
+
+TOKENIZERS: dict[str, object] = {}  # by the contents of their files
+
+
+def tokenizer_of(folder: Path):
+    """The folder's tokenizer. Folders with the same files share one: a real one takes three seconds to read."""
+    names = (
+        "tokenizer.json tokenizer_config.json vocab.json merges.txt added_tokens.json special_tokens_map.json".split()
+    )
+    names += "special_tokens_map.json tokenizer.model chat_template.jinja chat_template.json".split()
+    parts = [(folder / name).read_bytes() if (folder / name).is_file() else b"-" for name in names]
+    key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    if key not in TOKENIZERS:
+        TOKENIZERS[key] = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return TOKENIZERS[key]
+
+
+def tie_as_in_files(config, headers: dict) -> None:
+    """Embeddings and head are one tensor if the files hold no head, whatever the configuration says."""
+    tied = not any(name.endswith("lm_head.weight") for name in headers)
+    for level in levels(config):
+        if hasattr(level, "tie_word_embeddings"):
+            level.tie_word_embeddings = tied
+
+
+def check_tensors(hf: nn.Module, folder: Path, headers: dict) -> None:
+    """The files have to hold exactly the model's tensors, in its shapes; else a UserError names the first wrong one."""
+    hub = hub_names(hf)
+    shapes = {hub[name]: tuple(x.shape) for name, x in hf.state_dict().items() if name in hub}
+    for name, (file, dtype, shape) in headers.items():
+        if shapes.get(name) != shape:
+            wanted = f"has to be {list(shapes[name])}" if name in shapes else "is none of the model's"
+            raise UserError(f"{file}: tensor {name} {list(shape)} {wanted}; is config.json of the same model?")
+        if dtype not in ("BF16", "F16", "F32", "F64"):
+            raise UserError(f"{file}: tensor {name} is quantised ({dtype}); give the bf16 folder")
+    missing = sorted(set(shapes) - set(headers))
+    if missing:
+        raise UserError(f"{folder}: tensor {missing[0]} is missing ({len(missing)} in all); make the folder anew")
+
+
+def check_vocabulary(folder: Path, tok, config) -> None:
+    """Every token needs a row of the embeddings; more rows than tokens are padding. Raises UserError."""
+    rows = config.get_text_config().vocab_size
+    if len(tok) > rows:
+        raise UserError(
+            f"{folder}: the tokenizer has {len(tok)} tokens, the embeddings {rows} rows; resize_token_embeddings or "
+            "take the tokenizer that belongs to the weights"
+        )
+
+
+def picture_template(folder: Path, tok, sign: str) -> str:
+    """The folder's chat template that shows pictures: chat_template.jinja, chat_template.json (where AutoTokenizer does
+    not look), or tokenizer_config.json. Raises UserError that says why none of them can be used.
+    """
+    places, wrong = {}, []
+    if (folder / "chat_template.jinja").is_file():
+        places["chat_template.jinja"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for file in ("chat_template.json", "tokenizer_config.json"):
+        found = read_json(folder / file).get("chat_template") if (folder / file).is_file() else None
+        if isinstance(found, list):  # several, by name
+            found = {x["name"]: x["template"] for x in found if isinstance(x, dict)}.get("default")
+        places |= {file: found} if isinstance(found, str) else {}
+    for place, template in places.items():
+        if not (reason := fault_of_template(tok, template, sign)):
+            return template
+        wrong.append(f"that of {place} {reason}")
+    said = "; ".join(wrong) or "there is none in " + ", ".join(("chat_template.jinja, .json", "tokenizer_config.json"))
+    raise UserError(f"{folder}: no chat template can be used: {said}; copy the model's own")
+
+
+def fault_of_template(tok, template: str, sign: str = "") -> str:
+    """What is wrong with a chat template, "" for nothing: it has to show the texts and, with `sign`, the picture."""
+    user = [{"type": "image"}, {"type": "text", "text": "user says"}]
+    chats = [[dict(role="system", content="system says"), dict(role="user", content="user says")]]
+    chats += [[dict(role="user", content=user)], [chats[0][0], dict(role="user", content=user)]] if sign else []
+    for chat in chats:
+        try:
+            text = tok.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
+        except Exception as error:
+            return f"fails ({(str(error).strip() or repr(error)).splitlines()[0][:100]})"
+        if "user says" not in text or (len(chat) > 1) != ("system says" in text):
+            return "drops a message"
+        if sign and text.count(sign) != isinstance(chat[-1]["content"], list):
+            return "drops the picture"
+    return ""
+
+
+@torch.no_grad()
+def read_weights(targets: dict[str, torch.Tensor], hf: nn.Module, folder: Path) -> None:
+    """Fill `targets` (stock names) from the folder's safetensors files, each rank its own slices, in their dtype."""
+    hub, headers = hub_names(hf), tensor_headers(folder)
+    check_tensors(hf, folder, headers)
+    of = {hub[name]: x for name, x in targets.items() if name in hub}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    if name in of:
+                        copy_slice(of[name], tensors.get_slice(name))
+        except Exception as error:
+            raise UserError(f"{file}: cannot be read ({str(error)[:120]}); copy it anew") from None
+
+
+def copy_slice(target: torch.Tensor, there) -> None:
+    """One tensor of a file, or this rank's rows of it (FSDP2 cuts the first axis into equal chunks)."""
+    if not isinstance(target, DTensor):
+        target.copy_(there[:] if target.ndim else there[...])
+        return
+    mine, axis = target.to_local(), target.device_mesh.ndim - 1
+    size = -(-target.shape[0] // target.device_mesh.size(axis))
+    begin = min(target.device_mesh.get_local_rank(axis) * size, target.shape[0])
+    if len(mine):
+        mine.copy_(there[begin : begin + len(mine)])
+
+
+def find_folder(name: str | Path) -> Path:
+    """A folder as it is; a published name from the hub's cache or, with a network, from the hub.
+
+    Of each node the first process looks and downloads while the others wait, however long. A download that was
+    interrupted goes on. All ranks together.
+    """
+    if str(name) not in (*FULL, *JUDGES):
+        return Path(name)
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if first:
+        wrong = "".join(filter(None, everyone_of(together(lambda: download(name)))))
+    else:
+        wrong = "".join(filter(None, everyone_of(together(lambda: ""))))
+    if wrong:
+        raise UserError(wrong)
+    return cached_folder(FULL[name].hub if name in FULL else JUDGES[name].hub)
+
+
+def cached_folder(hub: str) -> Path | None:
+    """The folder of a published model in the hub's cache; None unless all files of its index are there."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(hub, local_files_only=True))
+        weight_files(folder)
+    except Exception:
+        return None
+    return folder if (folder / "config.json").is_file() else None
+
+
+def download(name: str) -> str:
+    """Bring a published model into the hub's cache unless it is there; -> what went wrong, "" for nothing."""
+    from huggingface_hub import snapshot_download
+
+    hub = (FULL | JUDGES)[name].hub
+    if cached_folder(hub):
+        return ""
+    try:
+        snapshot_download(hub, ignore_patterns=["*.bin", "*.pth", "original/*"])
+    except Exception as error:
+        short = (str(error).strip() or repr(error)).splitlines()[0][:100]
+        return (
+            f"{name}: the weights of {hub} are neither whole in the hub cache nor to be had ({short}); download them, "
+            "or try --student tiny-qwen, or --random-weights for a look at speed and memory"
+        )
+    return "" if cached_folder(hub) else f"{name}: the download of {hub} lacks weights; remove it and try again"
+
+
+def save(vlm: VLM, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """A Hugging Face folder that stock `from_pretrained` reloads: weights in `dtype`, and all the other files of the
+    folder that the model came from, as they are. All ranks together; rank 0 writes. A tied head is stored once.
+    """
+    weights = {}
+    for name, x in vlm.tensors().items():
+        x = whole(x.detach().to(dtype)).cpu().contiguous()
+        if ranks()[0] == 0 and not (vlm.tied and name == "lm_head.weight"):
+            weights[name] = x
+    with new_folder(path) as part:
+        if ranks()[0]:
+            return
+        config = copy.deepcopy(vlm.hf.config)
+        set_dtype(config, dtype)
+        with torch.device("meta"):
+            model = vlm.family.model(config)
+        if vlm.folder is None:
+            model.generation_config = vlm.hf.generation_config
+        model.save_pretrained(part, state_dict=weights, max_shard_size="5GB")
+        if vlm.folder is None:
+            vlm.tokenizer.save_pretrained(part)
+            vlm.image_processor.save_pretrained(part)
+        else:
+            copy_other_files(vlm, part, dtype)
+
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ot", ".index.json")
+
+
+def copy_other_files(vlm: VLM, part: Path, dtype: torch.dtype) -> None:
+    """All that is not weights from the folder that `vlm` came from, with its published keys. config.json keeps all but
+    the dtype, which it says at every level, and a head's tie that its class would read otherwise.
+    """
+    (part / "generation_config.json").unlink(missing_ok=True)
+    for file in sorted(vlm.folder.iterdir()):
+        if file.is_file() and not file.name.endswith(WEIGHTS):
+            shutil.copyfile(file, part / file.name)
+    config, word = config_of(vlm.folder), str(dtype).removeprefix("torch.")
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    for level in (config, *(config[x] for x in vlm.hf.config.sub_configs if isinstance(config.get(x), dict))):
+        level.pop("dtype", None)
+        level.pop("torch_dtype", None)
+        level[key] = word
+    if vlm.hf.config.__class__.from_pretrained(vlm.folder).tie_word_embeddings != vlm.tied:
+        config["tie_word_embeddings"] = vlm.tied
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

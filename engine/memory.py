@@ -1,0 +1,154 @@
+"""engine.memory."""
+
+import functools
+import os
+
+import torch
+
+from config import frozen_parts
+from discriminator import Discriminator
+from engine.families import FULL, JUDGES
+from engine.loading import language_shell, load, random_shell, shell
+from engine.served import is_url
+from tiny.models import TINY
+
+KERNELS, LAUNCH = 37, 15e-6  # kernels of a decoder layer at one decoded token; seconds until an eager one is launched
+
+
+CONTEXT = 3e9  # bytes for the CUDA context, NCCL and fragmentation
+
+
+PROMPT_TEXT, MEAN_RESPONSE = 200, 0.6  # tokens of a question; a response's mean length as a share of the longest
+
+
+def without_memory(name: str):
+    """A model by its name or folder; the real classes, without memory (a tiny one has some)."""
+    return load(name) if name in TINY else (random_shell if name in FULL else shell)(name)[0]
+
+
+@functools.lru_cache
+def sizes(name: str) -> dict[str, float]:
+    """`count_of` a model by its name or folder, without memory."""
+    return count_of(without_memory(name))
+
+
+@functools.lru_cache
+def trained(name: str, frozen: tuple, reads: str) -> tuple[int, int]:
+    """How many parameters the loop trains: of the student, and of a D that reads `reads`."""
+    student = without_memory(name).freeze(*frozen)
+    players = (student, Discriminator(student, reads))
+    student, D = (sum(p.numel() for p in x.parameters() if p.requires_grad) for x in players)
+    return student, D
+
+
+def training_state(cfg) -> dict[str, float]:
+    """Bytes over all GPUs: fp32 masters of all parameters, Adam's moments and gradients of the trained ones only."""
+    m, has_d = sizes(cfg.student), cfg.discriminator != "none"
+    student, D = trained(cfg.student, tuple(frozen_parts(cfg)), cfg.d_input)
+    out = dict(student=4 * m["all"], student_adam=8 * student, student_gradient=4 * student)
+    D_all = m["all"] - m["head"] + m["hidden"]  # a head to one number in the language head's place
+    return out | dict(D=4 * D_all * has_d, D_adam=8 * D * has_d, D_gradient=4 * D * has_d)
+
+
+def checkpoint_bytes(cfg) -> float:
+    """A checkpoint of the loop: masters and Adam's moments of student and D; a tied head is written twice."""
+    m = sizes(cfg.student)
+    twice = 4 * m["hidden"] * m["words"] * (m["head"] == 0)
+    return twice + sum(x for name, x in training_state(cfg).items() if not name.endswith("gradient"))
+
+
+@functools.lru_cache
+def judge_parameters(name: str) -> int:
+    """Parameters of a judge that is loaded here; 0 for the rule and for a served one."""
+    if name == "rule" or is_url(name):
+        return 0
+    return sum(p.numel() for p in language_shell(name, torch.bfloat16, name in JUDGES)[0].parameters())
+
+
+def count_of(vlm) -> dict[str, float]:
+    """Parameters of a model of the real classes by part; kv: bytes that a token leaves in a bf16 cache."""
+    text, base = vlm.hf.config.get_text_config(), vlm.base
+
+    def count(module):
+        return sum(p.numel() for p in module.parameters())
+
+    out = dict(all=count(vlm.hf), head=0 if vlm.tied else count(vlm.hf.lm_head))
+    out |= dict(layers=count(base.language_model.layers), layer=count(base.language_model.layers[0]))
+    out |= dict(vision=count(base.get_submodule(vlm.family.vision)), depth=text.num_hidden_layers)
+    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    out |= dict(root=out["all"] - out["layers"] - out["vision"])
+    out |= dict(kv=4 * text.num_hidden_layers * text.num_key_value_heads * dim)  # two of two bytes each
+    return out | dict(hidden=text.hidden_size, wide=text.intermediate_size, words=text.vocab_size)
+
+
+def shards(gpus: int) -> int:
+    """The GPUs over which weights are cut: those of a node (8 where torchrun does not say)."""
+    return min(gpus, int(os.environ.get("LOCAL_WORLD_SIZE", 8)))
+
+
+def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
+    """GB (1e9) per GPU in each phase of a step, and of the host for all ranks of a node.
+
+    Keys and values are counted in every phase of --offload none, since nothing frees them within a step. The host holds
+    what is away from the GPUs, a checkpoint on its way to the disk, and the best student while rank 0 writes it.
+    """
+    m, judge, W, of = sizes(cfg.student), judge_parameters(cfg.judge), shards(gpus), training_state(cfg)
+    prompt = (cfg.image_tokens or 256) + PROMPT_TEXT
+    row = prompt + 2 * cfg.group_size * cfg.max_new_tokens
+    rows = min(cfg.rollout_rows, cfg.group_size * -(-cfg.questions_per_step // gpus))
+    taken_over = of["student_adam"] / 4  # the replica's bf16 copy of what is trained
+    replica = taken_over + rows * (prompt + cfg.max_new_tokens) * m["kv"]
+    transient = 14 * m["layer"] + 4 * m["root"]  # two gathered layers, gradients, reduction buffers; the root twice
+    active = 2 * row * m["hidden"] * m["depth"]  # the checkpointed input of every layer
+    active += row * (8 * m["wide"] + 40 * m["hidden"])  # one layer again, and its keys and values once a response
+    active += 12 * 2 * cfg.group_size * (prompt + cfg.max_new_tokens) * m["hidden"]
+    active += 12 * 1024 * m["words"]  # a chunk of logits: bf16, fp32, softmax, gradient
+    d, reference = (of["D"] + of["D_adam"]) / W, 2 * m["all"] / W
+    judging = 2 * judge / W + (4e9 + 0.06 * judge) * (judge > 0)
+    stays = CONTEXT + of["student"] / W + 2 * m["all"] - taken_over
+    updates = dict(
+        discriminator=(of["D_gradient"] / W + transient - 4 * m["head"] + active) * (of["D"] > 0),
+        student=of["student_gradient"] / W + transient + active,
+    )
+    if offload == "phase":
+        out = dict(rollout=replica, discriminator=d + updates["discriminator"], judge=judging)
+        out["student"] = of["student_adam"] / W + reference + updates["student"]
+        host = of["student_adam"] + (d + reference) * W + 2 * judge
+    else:
+        stays, host = stays + of["student_adam"] / W + d + reference + replica + 2 * judge / W, 0.0
+        out = dict(rollout=0.0, **updates) | dict(judge=judging - 2 * judge / W)
+    host += checkpoint_bytes(cfg) + 4 * m["all"]
+    return {name: (stays + x) / 1e9 for name, x in out.items()} | {"host": host / 1e9}
+
+
+def teacher_phase(cfg, name: str) -> tuple[float, bool]:
+    """GB per GPU for a teacher that is asked in process, and whether its weights stay gathered (teachers.py)."""
+    t, rows = sizes(name), (cfg.image_tokens or 256) + PROMPT_TEXT + cfg.max_new_tokens
+    stays = 2 * t["all"] * (1 + 1 / shards(cfg.gpus)) < 0.6e9 * cfg.gpu_memory
+    weights = 2 * t["all"] / shards(cfg.gpus) + (2 * t["all"] if stays else 4 * t["layer"] + 2 * t["root"])
+    return (3e9 + weights + cfg.rollout_rows * rows * t["kv"]) / 1e9, stays
+
+
+def asked_here(cfg) -> list[str]:
+    """The teachers that are loaded: neither served nor from a file."""
+    names = [] if cfg.teachers_file or cfg.teacher_use == "none" else cfg.teachers.split(",")
+    return [n for n in names if n != "reference" and "=" not in n]
+
+
+def everything_fits(cfg) -> bool:
+    """Does --offload none fit on this machine's GPUs?"""
+    memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+    return most_gb(cfg, int(os.environ.get("WORLD_SIZE", 1)), "none") < 0.93 * memory
+
+
+def most_gb(cfg, gpus: int, offload: str) -> float:
+    """GB per GPU in the largest phase of a step."""
+    return max(gb for name, gb in phases(cfg, gpus, offload).items() if name != "host")
+
+
+def fitting(cfg) -> str:
+    """The --offload with which everything fits on --gpus of --gpu-memory, none before phase; "" where nothing does."""
+    teaching = [teacher_phase(cfg, name)[0] for name in asked_here(cfg)]
+    return next(
+        (x for x in ("none", "phase") if max([most_gb(cfg, cfg.gpus, x), *teaching]) < 0.93 * cfg.gpu_memory), ""
+    )

@@ -1,0 +1,210 @@
+"""engine.report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from discriminator import similarity_reward
+from engine.run import Run
+from engine.sharding import everyone
+from eval import auc
+from grpo import kl
+from judge import Judge
+from rollout import PURE, Response, Sampling
+from tiny.world import look
+from tools.benchmarks import write
+from train import make_discriminator
+
+
+def looks_of(asked: list, fresh: list, student_logit: torch.Tensor) -> list[list[tuple]]:
+    """For each question its student rows' (is the look right, D's teacher-likeness)."""
+    return [
+        [(look(q, r.text), -x) for r, x in zip(g, z, strict=False)]
+        for q, g, z in zip(asked, fresh, student_logit.tolist(), strict=True)
+    ]
+
+
+def look_auc(looks: list[list[tuple]]) -> float:
+    """Does D see truth? AUC of its teacher-likeness, right against wrong looks among the student's rows; 0.5 = no."""
+    rows = [x for of in looks for x in of]
+    return auc([x for right, x in rows if right], [x for right, x in rows if right is False])
+
+
+def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str, how: Sampling) -> dict[str, float]:
+    """What the step's tokens look like under the policy, over all ranks; every name is defined in the README.
+
+    Sums are taken per question, so that neither micro-batching nor the number of ranks changes them. Where sampler and
+    scorer differ by intent (`how` is not PURE), the mean and the spread of their difference are told too.
+    """
+    mine = []
+    for s, batch, old, ref in zip(cut, packed, logp_old, logp_ref, strict=True):
+        n = is_teacher.shape[1]
+        for q, responses in enumerate(fresh[s]):
+            part = slice(q * n, (q + 1) * n)
+            of_teacher = is_teacher[s][q][:, None].to(batch.mask.device) & batch.mask[part]
+            of_student = batch.mask[part] & ~of_teacher
+            said, sampler = old[part][of_student], torch.tensor([x for r in responses for x in r.logps])
+            row = dict(said=-said.double().sum().item(), said_n=len(said), theirs_n=int(of_teacher.sum()))
+            row |= dict(theirs=-old[part][of_teacher].double().sum().item(), answers=len(responses))
+            row |= dict(tokens=sum(len(r.ids) for r in responses), cut=sum(not r.finished for r in responses))
+            gaps = (said - sampler.to(said.device)).double() if len(said) == len(sampler) else said.new_zeros(0)
+            ratios = [g.sum().item() for g in gaps.split([len(r.ids) for r in responses])] if len(gaps) else []
+            row |= dict(gap=gaps.abs().max().item() if len(gaps) else 0.0, gaps=gaps.abs().sum().item())
+            row |= dict(ratio=sum(ratios), ratio_squared=sum(x * x for x in ratios))
+            row["packed"] = int((batch.segment[q] >= 0).sum())
+            if ref is not None:
+                row["kl"] = kl(said, ref[part][of_student], kind).double().sum().item()
+            mine.append(row)
+    rows = everyone(mine)
+    sums = {name: sum(r[name] for r in rows) for name in rows[0]}
+    answers, said, theirs = (max(1, sums[name]) for name in ("answers", "said_n", "theirs_n"))
+    spread = max(0.0, sums["ratio_squared"] / answers - (sums["ratio"] / answers) ** 2) ** 0.5
+    apart = {} if how == PURE else {"sampler_gap_mean": sums["gaps"] / said, "sampler_log_ratio_sd": spread}
+    return {
+        "tokens": sums["tokens"] / answers,
+        "cut_off": sums["cut"] / answers,
+        "nll_student": sums["said"] / said,
+        "nll_teacher": sums["theirs"] / theirs,
+        **({"kl": sums["kl"] / said} if "kl" in sums else {}),
+        "sampler_gap": max(r["gap"] for r in rows),
+        **apart,
+        "packed_tokens": sums["packed"],
+    }
+
+
+def line(step: int, steps: int, row: dict, seconds: float) -> str:
+    """One aligned line per step; the README says how to read it."""
+    d_accuracy = f"{row['d_accuracy']:.2f}" if "d_accuracy" in row else "-"
+    return (
+        f"  {step + 1:4d}/{steps}  sim {row['similarity']:.2f}  ans {row['answer']:.2f}"
+        f"  D acc {d_accuracy}  dead {row['dead_groups']:.2f}  tokens {row['tokens']:4.1f}"
+        f"  nll {row['nll_student']:.2f}/{row['nll_teacher']:.2f}  kl {row.get('kl', 0):.3f}"
+        f"  grad {row['gradient_norm']:.2f}  {seconds:.2f} s"
+    )
+
+
+def show(run: Run, step: int, question, group: list, similarity, answer, advantage, which: list[int]) -> None:
+    """One shown question of the step: a student's and a teacher's response with both rewards and the advantage that
+    reaches the gradient (None: the policy is not scored on this row).
+    """
+    chosen = [
+        dict(source=group[i].source, text=group[i].text, similarity=similarity[i].item(), answer=answer[i].item())
+        | dict(advantage=advantage[i].item() if i < len(advantage) else None)
+        for i in which
+    ]
+    row = dict(question=question.id, text=question.text, reference=question.answer, responses=chosen)
+    run.log("samples.jsonl", stage="ril", step=step, **row)
+
+
+def rounded(found: dict) -> dict:
+    """Numbers of a result, four digits each."""
+    if isinstance(found, dict):
+        return {k: rounded(v) for k, v in found.items()}
+    return [rounded(x) for x in found] if isinstance(found, list | tuple) else round(found, 4)
+
+
+def shown(run: Run, questions: list, judge: Judge, texts: dict) -> list[tuple]:
+    """[(question, [{who, text, similarity, answer}])] for samples.md; similarity is the pre-trained discriminator's."""
+    D, student = None, run.whole(run.path / "sft")
+    if run.cfg.discriminator != "none":
+        D = make_discriminator(run)
+    out = []
+    for q in questions:
+        said = {who: texts[who][q.id] for who in texts if who != "last"}
+        verdicts = judge.verdicts([q], [Response(q.id, 0, who, [], text) for who, text in said.items()])
+        rows = [dict(who=w, text=x, answer=v) for (w, x), v in zip(said.items(), verdicts, strict=True)]
+        if D:
+            with torch.no_grad():
+                prompts = student.see([student.encode_question(q)])
+                student_logit = D(
+                    D.batches([q], prompts, [[Response(q.id, 0, "", [], x) for x in said.values()]], 1)[0]
+                )
+            for row, reward in zip(rows, similarity_reward(student_logit).tolist(), strict=True):
+                row["similarity"] = int(reward)
+        out.append((q, rows))
+    return out
+
+
+def print_summary(run: Run, summary: dict) -> None:
+    """The lines worth reading, key: value; summary.json has all."""
+    print("\n---")
+    for name in ("test_questions", "greedy", "sampled", "tokens", "looks", "similarity", "answer", "d_accuracy"):
+        for when in ("", "_before", "_after", "_teacher", "_teacher_2", "_start", "_end"):
+            if name + when in summary:
+                low_high = summary.get(f"{name}_interval{when}")
+                interval = f"  (95 % interval {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
+                print(f"{name + when}: {summary[name + when]}{interval}")
+    print(f"exported_step: {summary['exported_step']} of {run.cfg.steps}, chosen on the validation questions")
+    print("seconds: " + "  ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items()))
+    print(f"peak_memory_mb: {summary['peak_memory_mb']}")
+    pictures = f" {run.path}/curves.png {run.path}/samples.md" if run.cfg.evaluated == "all" else ""
+    print(f"see: {run.path}/summary.json{pictures}")
+
+
+# ------------------------------------------------------------------------------------------------ showing it
+def write_samples(folder: Path, samples: list[tuple]) -> None:
+    """samples.md: pictures and questions with [{who, text, similarity, answer}] each."""
+    (folder / "samples").mkdir(exist_ok=True)
+    out = ["# Before and after", "", "Held-out questions, greedy answers. similarity: 1 where the pre-trained"]
+    out += ["discriminator takes the text for a teacher's; answer: 1 where the judge calls it right.", ""]
+    for i, (q, rows) in enumerate(samples):
+        for k, picture in enumerate(q.pictures()):
+            scale = max(1, 168 // max(picture.size))
+            picture.resize([x * scale for x in picture.size], 0).save(folder / "samples" / f"{i}-{k}.png")
+            out += [f"![{q.id}](samples/{i}-{k}.png)", ""]
+        out += [f"**{q.text}** (reference: {q.answer})", ""]
+        out += ["| who | response | similarity | answer |", "|---|---|---|---|"]
+        for r in rows:
+            text = r["text"].replace("|", "/").replace("\n", " ")
+            out.append(f"| {r['who']} | {text} | {r.get('similarity', '-')} | {r['answer']} |")
+        out.append("")
+    write(folder / "samples.md", "\n".join(out))
+
+
+def draw_curves(folder: Path, rows: list[dict], validations: list[dict]) -> None:
+    """curves.png, the three panels of the paper's figure 5; without matplotlib the numbers stay in metrics.jsonl."""
+    try:
+        import matplotlib
+    except ImportError:
+        print(f"  no curves.png: pip install matplotlib draws it; the numbers are in {folder}/metrics.jsonl")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), constrained_layout=True)
+    steps = [r["step"] + 1 for r in rows]
+    for axis, name, color in zip(axes, ("similarity", "answer"), ("tab:blue", "tab:green"), strict=False):
+        y = [r[name] for r in rows]
+        axis.plot(steps, y, color=color, alpha=0.25)
+        axis.plot(steps, [np.mean(y[max(0, i - 4) : i + 5]) for i in range(len(y))], color=color, label="student")
+        axis.plot(steps, [r[f"teacher_{name}"] for r in rows], "--", color="0.6", lw=1, label="teacher rows")
+        axis.set(title=f"{name} reward (training questions)", xlabel="step", ylim=(-0.02, 1.02))
+    x = [r["step"] + 1 for r in validations]
+    axes[2].plot(x, [r["valid_sampled"] for r in validations], "o-", ms=3, color="tab:red", label="sampled")
+    axes[2].plot(x, [r["valid_greedy"] for r in validations], "s--", ms=3, color="tab:orange", label="greedy")
+    axes[2].set(title="accuracy (validation questions)", xlabel="step")
+    for axis in axes:
+        axis.legend(frameon=False, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(folder / "curves.part.png", dpi=110)
+    plt.close(figure)
+    (folder / "curves.part.png").replace(folder / "curves.png")
+
+
+# ------------------------------------------------------------------------------------------------ a run's log
+def loop_rows(run: Path) -> list[dict]:
+    """The steps of a run's loop, from metrics.jsonl."""
+    rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in rows if r["stage"] == "ril" and "loss" in r]
+
+
+def start_and_end(rows: list[dict]) -> dict[str, float]:
+    """Means over the first and the last five steps (fewer in a short run) of what is worth comparing."""
+    few, out = max(1, min(5, len(rows) // 2)), {}
+    for name in ("similarity", "answer", "d_accuracy", "look_auc", "dead_groups", "nll_student", "nll_teacher"):
+        if rows and name in rows[0]:
+            out[f"{name}_start"] = round(float(np.mean([r[name] for r in rows[:few]])), 4)
+            out[f"{name}_end"] = round(float(np.mean([r[name] for r in rows[-few:]])), 4)
+    return out

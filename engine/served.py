@@ -1,0 +1,159 @@
+"""engine.served."""
+
+import base64
+import contextlib
+import http.client
+import io
+import itertools
+import json
+import os
+import re
+import sys
+import time
+import urllib.request
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+
+from data import Question, UserError, seed_of
+
+
+# ------------------------------------------------------------------------------------------------ a served model
+def chat_message(text: str, pictures: Iterable = ()) -> dict:
+    """A user's message in the OpenAI form: pictures (PIL) as PNG data URLs, then the text."""
+    parts = []
+    for picture in pictures:
+        picture.save(png := io.BytesIO(), "PNG")
+        url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
+
+
+def is_url(name: str) -> bool:
+    """Does it name a server?"""
+    return name.startswith(("http://", "https://"))
+
+
+class Server:
+    """A model behind an OpenAI-compatible URL, asked by `in_flight` requests at once.
+
+    Busy and failing servers (429, 5xx), cut connections, torn JSON and wrong counts are tried again after pauses of 1,
+    2, 4 ... seconds, or as long as Retry-After says. The key comes from OPENAI_API_KEY, if set. `sleep` is a parameter
+    so that tests need not wait.
+    """
+
+    def __init__(self, url: str, model: str = "", in_flight: int = 32, tries: int = 7, timeout=300.0, sleep=time.sleep):
+        address, _, named = url.partition("#")
+        if not re.fullmatch(r"https?://[^\s/:?]+(:\d{1,5})?(/[^\s?]*)?", address):
+            raise UserError(f"{url}: not the address of a server; give one such as http://127.0.0.1:8000/v1")
+        self.url = address.rstrip("/") + ("" if address.rstrip("/").count("/") > 2 else "/v1")
+        self.model, self.in_flight, self.tries = model or named or None, in_flight, tries
+        self.timeout, self.sleep = timeout, sleep
+
+    def name_model(self) -> str:
+        """The model's name; where none was given, the only one that the server lists.
+
+        A server that lists none, or has no list, is asked without a name. Raises UserError if it lists several.
+        """
+        if self.model is None:
+            try:
+                listed = self.call("/models", None, lambda got: [m["id"] for m in got["data"]])
+            except urllib.error.HTTPError:
+                listed = []
+            if len(listed) > 1:
+                some = ", ".join(map(str, listed[:5]))
+                raise UserError(f"{self.url}: serves {some}; name one: {self.url}#{listed[0]}")
+            self.model = (listed or [""])[0]
+        return self.model
+
+    def call(self, path: str, body: dict | None, read):
+        """One request with its retries; read(parsed answer) may raise what makes it worth another try.
+
+        Raises UserError naming URL and last error when the tries are used up or the server refuses the request; and
+        HTTPError where a request without a body asks for something that the server does not have.
+        """
+        headers = {"Content-Type": "application/json"}
+        if os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode() if body else None, headers)
+        for attempt in range(self.tries):
+            pause = 2.0**attempt
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                    return read(json.loads(answer.read()))
+            except urllib.error.HTTPError as error:
+                if body is None and error.code in (404, 405, 500, 501):
+                    raise
+                with contextlib.suppress(OSError, http.client.HTTPException):  # the reason may be cut off too
+                    error.msg += " " + error.read(2000).decode(errors="replace")
+                if error.code < 500 and error.code not in (408, 409, 429):
+                    raise UserError(f"{self.url}: refuses the request: {one_line(error)}; correct it") from None
+                asked = error.headers.get("Retry-After") or ""
+                pause, said = max(pause, min(float(asked), 600) if asked.isdigit() else 0), one_line(error)
+            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
+                said = f"{type(error).__name__}: {one_line(error)}"
+            if attempt < self.tries - 1:
+                if attempt > 1:  # the first failures are nothing to speak of
+                    print(f"  {self.url}: {said}; trying again in {pause:.0f} s", file=sys.stderr, flush=True)
+                self.sleep(pause)
+        raise UserError(f"{self.url}: {self.tries} tries without a usable answer (last: {said}); is it running?")
+
+    def answers(self, chats, max_tokens: int, temperature: float = 0.0, seeds=None) -> Iterator[tuple[int, str, str]]:
+        """(index, text, finish_reason) of every chat (a list of messages) as the answers arrive, in any order.
+
+        chats and seeds may be generators: no more than `in_flight` requests exist at once. When one fails for good,
+        those under way are still waited for and yielded; then its UserError is raised.
+        """
+        fields = {"model": self.name_model(), "max_tokens": max_tokens, "temperature": temperature}
+        fields = {name: value for name, value in fields.items() if value != ""}
+        waiting = zip(itertools.count(), chats, itertools.repeat(None) if seeds is None else seeds, strict=False)
+        running, failed = {}, None
+        with ThreadPoolExecutor(self.in_flight) as pool:
+            while True:
+                try:
+                    for i, chat, seed in itertools.islice(waiting, 0 if failed else self.in_flight - len(running)):
+                        body = fields | {"messages": chat} | ({} if seed is None else {"seed": seed})
+                        running[pool.submit(self.call, "/chat/completions", body, only_choice)] = i
+                except UserError as error:  # an unreadable picture: what is under way is not lost
+                    failed = error
+                if not running:
+                    break
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    i, error = running.pop(done), done.exception()
+                    failed = failed or error
+                    if error is None:
+                        yield i, *done.result()
+        if failed:
+            raise failed
+
+    def ask(self, chats, max_tokens: int, temperature: float = 0.0) -> list[str]:
+        """The answers' texts in the chats' order."""
+        return [text for _, text, _ in sorted(self.answers(chats, max_tokens, temperature))]
+
+
+def only_choice(answer: dict) -> tuple[str, str]:
+    """(text, finish_reason) of a chat completion. Raises ValueError and the like for anything but one choice."""
+    [choice] = answer["choices"]
+    text = choice["message"]["content"]
+    if not isinstance(text, str | None):  # None: all of the answer was hidden reasoning
+        raise ValueError("the answer's content is not text")
+    return text or "", choice.get("finish_reason") or ""
+
+
+def one_line(error: Exception) -> str:
+    """An error in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
+def ask_teacher_server(
+    server: Server, questions: list[Question], samples: int, temperature: float, max_tokens: int, seed=0, done=()
+) -> Iterator[tuple[str, int, str, bool]]:
+    """(question id, index, text, finished) of `samples` answers to every question, as they arrive.
+
+    One request a sample, each with its own seed; the pairs (question id, index) in `done` are left out. Raises
+    UserError as Server.answers does, after everything that arrived has been yielded.
+    """
+    todo = [(q, i) for q in questions for i in range(samples) if (q.id, i) not in done]
+    chats = ([chat_message(q.text, q.pictures())] for q, _ in todo)
+    seeds = (seed_of(seed, "teacher", q.id, i) % 2**31 for q, i in todo)
+    for at, text, reason in server.answers(chats, max_tokens, temperature, seeds):
+        yield todo[at][0].id, todo[at][1], text, reason == "stop"

@@ -1,0 +1,148 @@
+"""engine.sharding."""
+
+import atexit
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as futures_wait
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from data import UserError
+from model import VLM
+
+
+# ------------------------------------------------------------------------------------------------ ranks
+def start_ranks(device: str) -> DeviceMesh:
+    """Join torchrun's processes, or be the only one; -> the mesh to shard over: (nodes, GPUs) or (GPUs,).
+
+    Over several nodes the shards lie inside a node and only gradients cross (HSDP).
+    """
+    if not dist.is_initialized():
+        backend, local = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", int(os.environ.get("LOCAL_RANK", 0))
+        if device == "cuda" and local >= torch.cuda.device_count():
+            raise UserError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes, but this machine shows {torch.cuda.device_count()} GPUs; "
+                f"take --nproc_per_node {torch.cuda.device_count()}"
+            )
+        if device == "cuda":
+            torch.cuda.set_device(local)
+        alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            dist.init_process_group(backend, timeout=timedelta(hours=1), **alone)
+        except (dist.DistError, RuntimeError, ValueError) as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise UserError(
+                f"the processes cannot meet at {where} ({str(error).splitlines()[0][:120]}); if the port is in use, "
+                "give torchrun another --master_port, or --standalone"
+            ) from None
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+    world = dist.get_world_size()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if world > here:
+        return init_device_mesh(device, (world // here, here), mesh_dim_names=("node", "gpu"))
+    return init_device_mesh(device, (world,))
+
+
+def ranks() -> tuple[int, int]:
+    """(rank, number of ranks); (0, 1) where no process group was started."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def deal(items: list) -> list:
+    """This rank's share, dealt round robin: [a b c d e] of two ranks -> [a c e] and [b d]."""
+    rank, world = ranks()
+    return list(items)[rank::world]
+
+
+def dealt(items: list) -> tuple[list, int]:
+    """This rank's share, as long as every other rank's, and how many of it count.
+
+    Every rank has to make the same number of forward passes: where the items do not divide, a rank that is one short
+    gets the first item besides, which adds to no result.
+    """
+    mine = deal(items)
+    return mine + list(items[:1]) * (-(-len(items) // ranks()[1]) - len(mine)), len(mine)
+
+
+def everyone_of(x) -> list:
+    """What every rank has under this name, by rank (all ranks together)."""
+    parts: list = [None] * ranks()[1]
+    if len(parts) == 1:
+        return [x]
+    dist.all_gather_object(parts, x)
+    return parts
+
+
+def everyone(mine: list) -> list:
+    """The results of all ranks in the order in which `deal` dealt; every rank gets them (lengths may differ by one)."""
+    parts = everyone_of(mine)
+    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+
+
+MEETING = 30.0  # seconds between two meetings of ranks of which one is still at work
+
+
+def together(work: Callable):
+    """Do this rank's work(), however long; the ranks meet meanwhile, so that no collective times out.
+
+    All ranks together; `work` itself must not contain a collective. -> what it returns.
+    """
+    if ranks()[1] == 1:
+        return work()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        while not all(everyone_of(not futures_wait([future], timeout=MEETING).not_done)):
+            pass
+    return future.result()
+
+
+def wait() -> None:
+    """Until every rank is here: what rank 0 wrote is there now."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def whole(x: torch.Tensor) -> torch.Tensor:
+    """The full tensor of a sharded one (all ranks together)."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def shard(player: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, compute: torch.dtype) -> None:
+    """FSDP2 over `blocks` (decoder layers, vision blocks) and the rest; computes in `compute`, reduces in fp32.
+
+    Embeddings, head, projector and norms stay one group: tied weights may not be split, and every rank must gather
+    equally often. Inputs are not cast, so that a bf16 forward is that of a whole bf16 replica, bit for bit.
+    """
+    param = None if compute == torch.float32 else compute
+    policy = MixedPrecisionPolicy(param, torch.float32, cast_forward_inputs=False)
+    for part in (*blocks, player):
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+    for method in ("see", "prefill", "decode") if isinstance(player, VLM) else ():
+        register_fsdp_forward_method(player, method)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path):
+    """A folder that is either absent or whole: yields a temporary name beside `path`; rank 0 renames it at the end."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    if ranks()[0] == 0:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    wait()
+    yield part
+    wait()
+    if ranks()[0] == 0:
+        shutil.rmtree(path, ignore_errors=True)
+        part.rename(path)
+    wait()

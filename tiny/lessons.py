@@ -1,0 +1,159 @@
+"""tiny.lessons."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config import Config
+from data import UserError, load_questions, questions_at, seed_of, slices
+from engine.loading import load, save
+from engine.report import rounded
+from engine.run import HOME, Checkpoints, Run, adamw, split, total, update
+from engine.sharding import deal, dealt, ranks
+from eval import evaluate
+from grpo import sft_loss
+from model import VLM, pack, shared_prefix
+from teachers import FOLDER, as_lines, ask_teacher
+from tiny.models import TINY
+from tiny.world import world_lessons
+
+STUDENTS = HOME / "results" / "students"  # shipped warm starts, one folder per tiny student and seed
+
+
+# ------------------------------------------------------------------------------------------------ stage: sft
+def lessons(vlm: VLM, step: int, seed: int, pictures: int, per_picture: int, voice: str):
+    """This rank's part of a warm-start batch, and the target tokens of the whole: the questions about a picture share
+    its packed row; only the replies are targets.
+    """
+    prompts, rows, skip = [], [], []
+    batch = world_lessons(step, seed, pictures, per_picture, voice)
+    looked = [vlm.look([picture]) for picture, _ in batch]
+    chats = [vlm.chat_text(seen, text) for seen, (_, pairs) in zip(looked, batch, strict=True) for text, _ in pairs]
+    replies = [reply for _, pairs in batch for _, reply in pairs]
+    asked, said = (vlm.tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (chats, replies))
+    for seen, s in zip(looked, slices(len(asked), per_picture), strict=True):
+        n = shared_prefix(asked[s])
+        prompts.append(vlm.prompt(asked[s][0][:n], seen))
+        rows.append([a[n:] + r + [vlm.end] for a, r in zip(asked[s], said[s], strict=True)])
+        skip.append([len(a) - n for a in asked[s]])
+    tokens = sum(map(len, (r for of in rows for r in of))) - sum(map(sum, skip))
+    return pack(deal(prompts), deal(rows), deal(skip), vlm.device), tokens
+
+
+def own_lessons(vlm: VLM, questions: list, step: int, seed: int, count: int):
+    """The same from questions of yours with the answers as replies."""
+    batch = [q for q, _ in questions_at(questions, step, count, seed_of(seed, "sft"))]
+    rows = [[vlm.reply_ids(q.answer)] for q in batch]
+    mine, own = dealt(batch)
+    replies = deal(rows) + [[]] * (len(mine) - own)
+    prompts = [vlm.encode_question(q) for q in mine]
+    return pack(prompts, replies, device=vlm.device, blank=vlm.blank()), sum(len(r) for (r,) in rows)
+
+
+def sft_questions(cfg: Config) -> list:
+    """The lines of --sft-data, without those about held-out questions or pictures of --data; [] without the flag."""
+    lines = load_questions(cfg.sft_data) if cfg.sft_data else []
+    parts = split(cfg) if lines and cfg.data else {"valid": [], "test": []}
+    held = parts["valid"] + parts["test"]
+    names = {Path(p).resolve() for q in held for p in q.images} | {q.id for q in held}
+    kept = [q for q in lines if not names & {q.id, *(Path(p).resolve() for p in q.images)}]
+    if len(kept) < len(lines):
+        print(f"  {len(lines) - len(kept)} lines of {cfg.sft_data} are left out: their questions are held out")
+    if lines and not kept:
+        raise UserError(f"--sft-data {cfg.sft_data}: all its lines are about held-out questions; give others")
+    return kept
+
+
+def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
+    """Supervised fine-tuning: `steps` on the tiny world with everything trained (a tiny model starts from random
+    weights), or --sft-epochs over --sft-data.
+    """
+    cfg, own = run.cfg, sft_questions(run.cfg)
+    if own:
+        steps = math.ceil(cfg.sft_epochs * len(own) / cfg.sft_pictures)
+        steps = min(30, steps) if cfg.pilot else steps
+        print(f"  {cfg.sft_epochs:g} epochs of {len(own)} questions: {steps} steps of {cfg.sft_pictures}")
+    warmup = min(cfg.sft_warmup, max(1, steps // 2))
+    vlm.freeze(*(() if cfg.student in TINY or voice else ("vision",))).train()
+    optimizer = adamw(vlm, cfg.sft_lr)
+    checkpoints = Checkpoints(run, stage, {"student": (vlm, optimizer)}, 10 * cfg.checkpoint_every)
+    progress: dict = {}
+    start = checkpoints.resume(progress)
+    quiet = not run.first
+    for step in (bar := tqdm(range(start, steps), stage, steps, initial=start, mininterval=2, disable=quiet)):
+        for group in optimizer.param_groups:
+            falling = cfg.sft_lr + (cfg.sft_lr_end - cfg.sft_lr) * step / steps
+            group["lr"] = falling * min(1, (step + 1) / warmup)
+        if own:
+            batch, tokens = own_lessons(vlm, own, step, cfg.seed, cfg.sft_pictures)
+        else:
+            batch, tokens = lessons(vlm, step, cfg.seed, cfg.sft_pictures, cfg.sft_questions, voice)
+        loss = sft_loss(vlm(batch), batch.mask, tokens)
+        (ranks()[1] * loss).backward()  # FSDP takes the mean over ranks
+        loss_sum = total(loss.item())
+        norm = update(optimizer, cfg.clip, loss_sum, run, stage, step, [])
+        if step % 50 == 49 or step == steps - 1:
+            run.log("metrics.jsonl", stage=stage, step=step, loss=loss_sum, gradient_norm=norm)
+            bar.set_postfix_str(f"loss {loss_sum:.3f}")
+        checkpoints.save(step + 1, progress)
+    checkpoints.finish()
+    vlm.eval()
+
+
+def warm_start_settings(cfg: Config) -> dict:
+    """What the weights of a tiny student's warm start depend on."""
+    fields = dataclasses.asdict(cfg)
+    names = "student seed image_tokens sft_data sft_steps sft_pictures sft_questions sft_lr sft_lr_end sft_warmup"
+    return {name: fields[name] for name in names.split()}
+
+
+def shipped_warm_start(cfg: Config) -> Path | None:
+    """The shipped folder that was made with exactly these settings; None: there is none."""
+    folder = STUDENTS / f"{cfg.student}-seed{cfg.seed}"
+    file = folder / "warm_start.json"
+    made = json.loads(file.read_text())["settings"] if file.is_file() else None
+    return folder if made == warm_start_settings(cfg) else None
+
+
+# ------------------------------------------------------------------------------------------------ what is shipped
+def build_students(run: Run) -> None:
+    """Train the tiny student's warm start from nothing and write its bf16 folder under results/students."""
+    cfg, folder = run.cfg, STUDENTS / f"{run.cfg.student}-seed{run.cfg.seed}"
+    can = [n for n, tiny in TINY.items() if not tiny.voice]
+    if cfg.student not in can:
+        raise UserError(f"--student {cfg.student}: only a tiny student can be built: {', '.join(can)}")
+    vlm = run.sharded(cfg.student)
+    fit(run, vlm, "sft", cfg.sft_steps)
+    save(vlm, folder)
+    how = (cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
+    found = evaluate(load(folder), split(cfg)["valid"], run.judge(), *how)
+    valid = rounded({name: found[name] for name in ("questions", "greedy", "sampled") if name in found})
+    if run.first:
+        part = folder / "warm_start.json.part"
+        part.write_text(json.dumps(dict(settings=warm_start_settings(cfg), validation=valid), indent=1) + "\n")
+        part.replace(folder / "warm_start.json")
+    print(f"  {folder.name}: validation accuracy {valid}")
+
+
+def build_teachers(run: Run) -> None:
+    """Train the tiny teacher from nothing and write its folder and response cache under results/teachers."""
+    cfg, name = run.cfg, run.cfg.teachers
+    can = [n for n, tiny in TINY.items() if tiny.voice]
+    if name not in can:
+        raise UserError(f"--teachers {name}: only a tiny teacher can be built: {', '.join(can)}")
+    vlm = run.sharded(name)
+    fit(run, vlm, "build-teachers", cfg.sft_steps, TINY[name].voice)
+    save(vlm, FOLDER / name)
+    if run.first:
+        for old in run.path.glob("teachers-*.part.jsonl"):
+            old.unlink()
+    responses = ask_teacher(name, "", split(cfg)["train"], run)
+    if run.first:
+        part = FOLDER / name / "responses.jsonl.part"
+        part.write_text(as_lines(responses))
+        part.replace(FOLDER / name / "responses.jsonl")
+    result = evaluate(load(FOLDER / name), split(cfg)["valid"], run.judge(), cfg.max_new_tokens, cfg.eval_draws)
+    print(f"  {name}: validation accuracy {result['greedy']:.3f} greedy, {result['sampled']:.3f} sampled")

@@ -1,0 +1,292 @@
+"""tools.bench."""
+
+import inspect
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import GenerationConfig
+
+from data import Flags, UserError, run_command, slices
+from discriminator import Discriminator, discriminator_loss
+from engine.families import FULL
+from engine.loading import load
+from engine.memory import count_of
+from grpo import advantages, policy_loss
+from model import pack, token_logps
+from rollout import GREEDY, rollout
+from tiny.models import TINY
+from tiny.world import world_questions
+
+
+# ------------------------------------------------------------------------------------------------ speed beside peers
+def seconds_of(work: dict, repeats: int) -> tuple[dict, dict]:
+    """Seconds of each job in each round, and its peak memory in the first; the jobs take turns, so that a change of the
+    machine's speed meets all. On a CPU they are this thread's own seconds, without those in which other programs ran,
+    and the memory is the most that the process held so far.
+    """
+    times, peak, cuda = {name: [] for name in work}, {}, torch.cuda.is_initialized()
+    clock = time.perf_counter if cuda else time.thread_time
+    for i in range(repeats):
+        for name, job in work.items():
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            begin = clock()
+            job()
+            if cuda:
+                torch.cuda.synchronize()
+            times[name].append(clock() - begin)
+            if i == 0:
+                process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                peak[name] = (torch.cuda.max_memory_allocated() if cuda else process) / 1e9
+    return times, peak
+
+
+def with_kinds(student, inputs: dict) -> dict:
+    """The stock processor of some families also says which tokens are a picture's: added where the model asks."""
+    if "mm_token_type_ids" in inspect.signature(student.hf.forward).parameters:
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == student.base.config.image_token_id).int()
+    return inputs
+
+
+def phases_of_step(sample, logps, student_logit, groups: list, micro: int, optimizers: dict, reference: list) -> dict:
+    """Name -> job for the phases of a step without judge; logps(slice) and student_logit(slice) score some questions.
+
+    The learning rate is 0: the work of a step, the same weights after it. `reference` keeps the phase's log-probs.
+    """
+    Q, N, T = len(groups), len(groups[0]), len(groups[0][0])
+    cut, count = slices(Q, micro), Q * N
+    reward = torch.randint(0, 3, (Q, N), generator=torch.Generator().manual_seed(0))
+    advantage, is_student = advantages(reward.float()), (torch.arange(N) < N // 2).expand(Q, -1)
+
+    def step(optimizer):
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def discriminator():
+        for s in cut:
+            logit = student_logit(s)
+            of_student = is_student[s].flatten().to(logit.device)
+            discriminator_loss(logit, of_student, count // 2, count // 2).backward()
+        step(optimizers["D"])
+        with torch.no_grad():  # the rewards come from the updated D
+            for s in cut:
+                student_logit(s)
+
+    def score():
+        with torch.no_grad():
+            reference[:] = [logps(s) for s in cut]
+
+    def update():
+        for s, ref in zip(cut, reference, strict=True):
+            logp = logps(s)
+            a = advantage[s].flatten().to(logp.device)
+            loss = policy_loss(logp, logp.detach(), ref, a, torch.ones_like(logp), responses=count, max_length=T)
+            loss.backward()
+        step(optimizers["student"])
+
+    return dict(rollout=sample, discriminator=discriminator, reference=score, update=update)
+
+
+def own_step(student, D, prompts: list, groups: list, *more) -> dict:
+    """The phases as train.py runs them: prompts prefilled once, one packed row per question."""
+    texts, G, T = [[student.text(r) for r in g] for g in groups], len(groups[0]) // 2, len(groups[0][0])
+
+    def sample():
+        for p in prompts:
+            p.patches = None  # every step encodes its pictures anew, once
+        rollout(student, prompts, [str(i) for i in range(len(prompts))], G, T)
+
+    def logps(s):
+        return student(pack(student.see(prompts[s]), groups[s], device=student.device))
+
+    def student_logit(s):
+        return D(D.pack(texts[s], device=student.device))
+
+    return phases_of_step(sample, logps, student_logit, groups, *more)
+
+
+def stock_step(student, D, prompts: list, groups: list, *more) -> dict:
+    """The phases as a trainer on stock transformers runs them: one right-padded row per response."""
+    texts, G, T = [[student.text(r) for r in g] for g in groups], len(groups[0]) // 2, len(groups[0][0])
+    width, unseen = max(len(p.ids) for p in prompts), [replace(p, patches=None) for p in prompts]
+    left = dict(  # generate takes the questions as one left-padded batch
+        input_ids=torch.stack([F.pad(p.ids, (width - len(p.ids), 0)) for p in prompts]),
+        attention_mask=torch.stack([(torch.arange(width) >= width - len(p.ids)).long() for p in prompts]),
+        **{k: torch.cat([p.pixels[k] for p in prompts]) for k in prompts[0].pixels},
+    )
+    left = {k: x.to(student.device) for k, x in with_kinds(student, left).items()}
+    how = dict(do_sample=True, top_k=0, top_p=1.0, temperature=1.0, suppress_tokens=student.banned_ids)
+    how |= dict(num_return_sequences=G, min_new_tokens=T, max_new_tokens=T, eos_token_id=None, pad_token_id=0)
+
+    def states(base, rows, inputs):
+        """Last hidden states of the stock model on `rows` of one response each, flat."""
+        inputs |= dict(input_ids=rows.ids, attention_mask=(rows.segment >= 0).long())
+        inputs = {k: x.to(student.device) for k, x in inputs.items()}
+        return base(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+
+    def logps(s):
+        copies = [p for p in unseen[s] for _ in range(2 * G)]
+        rows = pack(copies, [[r] for g in groups[s] for r in g])
+        inputs = with_kinds(student, dict(input_ids=rows.ids, **rows.pixels))
+        hidden, target = states(student.base, rows, inputs)[rows.source.flatten()], rows.target.to(student.device)
+        return token_logps(hidden, student.hf.lm_head, target.flatten(), student.banned).view(rows.target.shape)
+
+    def student_logit(s):
+        rows = D.pack([[text] for g in texts[s] for text in g])
+        return D.head(states(D.base, rows, {})[rows.last]).float().sum(-1)
+
+    def sample():
+        student.hf.generate(**left, **how)
+
+    return phases_of_step(sample, logps, student_logit, groups, *more)
+
+
+# ------------------------------------------------------------------------------------------------ the bench
+def sampled_ids(student, *shape: int) -> torch.Tensor:
+    """Random ids of `shape` from the last 60 of the vocabulary that may be sampled and are ordinary text."""
+    unusual = {*student.banned_ids, *student.ends, *student.tokenizer.added_tokens_decoder}
+    words = torch.tensor([i for i in range(len(student.tokenizer)) if i not in unusual][-60:])
+    return words[torch.randint(len(words), shape, generator=torch.Generator().manual_seed(0))]
+
+
+def forward_flops(of: dict, batch, head: float) -> float:
+    """Of one packed forward pass: 2 x parameters x tokens (`head`: parameters behind the layers) and live attention."""
+    live = batch.segment >= 0
+    pairs = (batch.tree[:, 0] & live[..., None]).sum().item()  # padding attends to itself: not counted
+    tokens = of["layers"] * live.sum().item() + head * batch.mask.sum().item()
+    return 2 * tokens + 4 * of["depth"] * of["hidden"] * pairs
+
+
+def rollout_limit(student, prompts: list, group: int, length: int, flops: float, bandwidth: float) -> float:
+    """Seconds: prefill once a prompt by its flops, each token of all rows by what is slower of its flops and bytes."""
+    of, rows, kinds = count_of(student), len(prompts) * group, torch.finfo(student.hf.dtype).bits // 8
+    head, context = of["hidden"] * of["words"], max(len(p.ids) for p in prompts) + length / 2
+    pictures = sum((p.ids == student.base.config.image_token_id).sum().item() for p in prompts)
+    prefill = forward_flops(of, pack(prompts, [[]] * len(prompts)), 0)
+    prefill += 2 * of["vision"] * 4 * pictures  # four patches make an image token
+    work = rows * (2 * (of["layers"] + head) + 4 * of["depth"] * of["hidden"] * context)
+    moved = kinds * (of["layers"] + head + rows * context * of["kv"] / 2)
+    return prefill / flops + (length - 1) * max(work / flops, moved / bandwidth)
+
+
+def main(argv: list | None = None) -> dict:
+    """The command line; prints a table and returns (and writes) its numbers."""
+    parser = Flags(__doc__)
+    parser.add_argument("--student", default="tiny-qwen", help="a name or a folder")
+    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--cell", type=int, default=0, help="pixels; a picture has 3 x 3 cells [14, not tiny: 112]")
+    parser.add_argument("--group-size", type=int, default=8, help="G: student responses; as many teacher responses")
+    parser.add_argument("--response-tokens", type=int, default=14, help="tokens per response, the end token included")
+    parser.add_argument("--micro-batch", type=int, default=12, help="questions per forward pass, on both sides")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda [cpu]")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of the weights here [fp32]")
+    parser.add_argument("--random-weights", action="store_true", help="a published student at full size, no download")
+    parser.add_argument("--out", default="", help="write the numbers to this file too")
+    args = parser.parse_args(argv)
+    if args.random_weights and args.student not in FULL:
+        raise UserError(f"--random-weights is for published names: {', '.join(FULL)}")
+    torch.set_num_threads(args.threads)
+    Q, G, T, cuda = args.questions, args.group_size, args.response_tokens, args.device == "cuda"
+    dtype, cell = getattr(torch, dict(fp32="float32", bf16="bfloat16")[args.dtype]), args.cell
+    cell = cell or (14 if args.student in TINY else 112)
+    student = load(args.student, device=args.device, dtype=dtype, random_weights=args.random_weights)
+    student.limit_pictures(1280)
+    student.ends = [-1]  # nobody stops early: both sides write T tokens for every response
+    student.hf.generation_config = GenerationConfig()  # stock generate takes from it whatever it is not given
+    student.freeze("vision")
+    D = Discriminator(student)
+    optimizers = {who: torch.optim.AdamW(x.parameters(), lr=0.0) for who, x in (("student", student), ("D", D))}
+    for optimizer in optimizers.values():  # their first step makes their state: not part of a step
+        for p in (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad):
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        optimizer.zero_grad()
+    prompts = [student.encode_question(q) for q in world_questions("train", Q, cell=cell)]
+    twice = sampled_ids(student, Q, 4 * G, T).tolist()
+    groups = [g[: 2 * G] for g in twice]
+    logps = dict(own=[], stock=[], double=[])  # those of the reference phase
+    jobs = {
+        who: step(student, D, prompts, rows, args.micro_batch, optimizers, logps[who])
+        for who, step, rows in (("own", own_step, groups), ("stock", stock_step, groups), ("double", own_step, twice))
+    }
+
+    asked = world_questions("test", 4 * Q, cell=cell)
+    greedy = dict(do_sample=False, suppress_tokens=student.banned_ids, pad_token_id=0, eos_token_id=None)
+    greedy |= dict(min_new_tokens=T, max_new_tokens=T)
+
+    answers = {}
+
+    def own_evaluation():
+        encoded = [student.encode_question(q) for q in asked]
+        answers["own"] = [r.ids for (r,) in rollout(student, encoded, [q.id for q in asked], 1, T, GREEDY)]
+
+    def stock_evaluation():
+        answers["stock"] = out = []
+        for q in asked:
+            p = student.encode_question(q)
+            one = dict(input_ids=p.ids[None], attention_mask=torch.ones_like(p.ids)[None], **p.pixels)
+            one = {k: x.to(args.device) for k, x in with_kinds(student, one).items()}
+            out.append(student.hf.generate(**one, **greedy)[0, len(p.ids) :].tolist())
+
+    work = {(who, name): job for who, phases in jobs.items() for name, job in phases.items()}
+    work |= {("own", "evaluation"): own_evaluation, ("stock", "evaluation"): stock_evaluation}
+    times, peak = seconds_of(work, args.repeats)
+    for who, phases in jobs.items():
+        times[who, "step"] = [sum(x) for x in zip(*(times[who, name] for name in phases), strict=True)]
+
+    n = 8192 if cuda else 2048
+    a, b = (torch.randn(n, n, device=args.device, dtype=dtype) for _ in range(2))
+    big, there = (torch.zeros(1 << 28, device=args.device, dtype=torch.uint8) for _ in range(2))
+    machine, _ = seconds_of(dict(matmul=lambda: a @ b, copy=lambda: there.copy_(big)), 6)
+    machine = {name: statistics.median(x) for name, x in machine.items()}
+    flops, bandwidth = 2 * n**3 / machine["matmul"], 2 * len(big) / machine["copy"]
+
+    of, texts = count_of(student), [[student.text(r) for r in g] for g in groups]
+    policy = forward_flops(of, pack(prompts, groups), of["hidden"] * of["words"]) / flops
+    limit = dict(rollout=rollout_limit(student, prompts, G, T, flops, bandwidth), reference=policy, update=3 * policy)
+    limit["discriminator"] = 4 * forward_flops(of, D.pack(texts), 0) / flops  # forward, backward, and once to score
+    limit["step"] = sum(limit.values())
+    limit["evaluation"] = rollout_limit(student, [student.encode_question(q) for q in asked], 1, T, flops, bandwidth)
+
+    def ratio(slow: list, fast: list) -> dict:
+        each = [x / y for x, y in zip(slow, fast, strict=True)]
+        return dict(ratio=round(statistics.median(each), 2), ratio_range=[round(min(each), 2), round(max(each), 2)])
+
+    card = torch.cuda.get_device_name() if cuda else platform.machine()
+    result = {
+        "machine": f"{card}, {args.threads} thread(s), torch {torch.__version__}, {args.dtype}",
+        "measured": f"matrix product {flops / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.1f} GB/s, read and write",
+        "setting": f"{args.student}, {of['all'] / 1e6:.1f} M parameters, {Q} questions, G {G} + {G}, {T} tokens a "
+        f"response, prompts of {max(len(p.ids) for p in prompts)} tokens, medians of {args.repeats}",
+        "command": " ".join(["python bench.py", *(sys.argv[1:] if argv is None else argv)]),
+        "greedy_answers_equal": answers["own"] == answers["stock"],
+        "largest_difference": (torch.cat(logps["own"]) - torch.cat(logps["stock"])).abs().max().item(),
+        "peak_memory_of": "the tensors" if cuda else "the process until then (ours runs first)",
+        "doubling_group_size": ratio(times["double", "step"], times["own", "step"]),
+    }
+    for name, seconds in limit.items():
+        own, stock = (statistics.median(times[who, name]) for who in ("own", "stock"))
+        tokens = T * (4 * Q if name == "evaluation" else Q * G if name == "rollout" else Q * 2 * G)
+        result[name] = dict(seconds=round(own, 4), limit_seconds=round(seconds, 4), limit_share=round(seconds / own, 2))
+        result[name] |= dict(tokens_per_second=round(tokens / own), stock_seconds=round(stock, 4))
+        result[name] |= ratio(times["stock", name], times["own", name])
+        result[name] |= {f"{who}_peak_gb": round(peak[who, name], 2) for who in ("own", "stock") if (who, name) in peak}
+    for key, value in result.items():
+        print(f"{key}: {value}")
+    if args.out:
+        Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,85 @@
+"""tools.pilot."""
+
+import itertools
+import resource
+import statistics
+
+import torch
+from transformers import GenerationConfig
+
+from engine.memory import CONTEXT, asked_here, most_gb, teacher_phase
+from engine.sharding import ranks
+from model import pack, trunk
+from rollout import GREEDY, rollout
+from tools.bench import with_kinds
+from tools.plan import step_seconds
+
+
+# ------------------------------------------------------------------------------------------------ the pilot's page
+def stock_greedy(replica, prompt, length: int) -> list[int]:
+    """What stock `generate` answers to one prompt, without the sampling settings of the model's folder."""
+    replica.hf.generation_config = GenerationConfig()  # generate takes from it whatever it is not given
+    inputs = dict(input_ids=prompt.ids[None], attention_mask=torch.ones_like(prompt.ids)[None])
+    inputs = {k: x.to(replica.device) for k, x in with_kinds(replica, inputs | (prompt.pixels or {})).items()}
+    how = dict(max_new_tokens=length, do_sample=False, suppress_tokens=replica.banned_ids)
+    how |= dict(eos_token_id=replica.ends, pad_token_id=0)
+    return replica.hf.generate(**inputs, **how)[0, len(prompt.ids) :].tolist()
+
+
+@torch.no_grad()
+def parting(replica, prompt, mine: list[int], theirs: list[int]) -> str:
+    """Where two greedy texts part, and how far apart the two largest logits are there: rounding can turn a tie round.
+
+    `eps` is the step between two neighbouring numbers of the computed dtype at the largest logit.
+    """
+    pairs = itertools.zip_longest(mine, theirs)
+    at, (here, there) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    batch = pack(replica.see([prompt]), [[mine[:at] + [replica.end]]], device=replica.device)
+    hidden = trunk(replica.base, replica.family, batch)[batch.source[:, at]]
+    top = replica.logits(hidden)[0].topk(2)
+    gap, eps = (top.values[0] - top.values[1]).item(), torch.finfo(hidden.dtype).eps * top.values[0].abs().item()
+    kind = "a tie of rounding" if gap <= 2 * eps and {here, there} == set(top.indices.tolist()) else "no tie"
+    return (
+        f"token {at + 1} is {here} here and {there} in stock; the two largest logits there are those of "
+        f"{top.indices.tolist()}, {gap:.2g} apart ({eps:.2g} is one step of the dtype): {kind}"
+    )
+
+
+def pilot(run, questions: list) -> None:
+    """The page runs/NAME/pilot.md: what the first person with GPUs wants to know before a night's run. All ranks."""
+    cfg, lines = run.cfg, []
+    replica, student = run.whole(run.path / "sft"), run.sharded(run.path / "sft").eval()
+    prompts, length = [replica.encode_question(q) for q in questions], min(32, cfg.max_new_tokens)
+    ours = rollout(replica, prompts, [q.id for q in questions], 1, length, GREEDY)
+    stock = [stock_greedy(replica, prompt, length) for prompt in prompts]
+    same = sum(mine.ids == theirs for (mine,), theirs in zip(ours, stock, strict=True))
+    lines.append(f"own rollout = stock generate, greedy: {same} of {len(prompts)} prompts, token for token")
+    for prompt, (mine,), theirs in zip(prompts, ours, stock, strict=True):
+        if mine.ids != theirs:
+            lines.append(f"question {mine.question}: {parting(replica, prompt, mine.ids, theirs)}")
+    seen, texts = replica.see(prompts), [[r.ids, replica.reply_ids("yes")] for (r,) in ours]
+    with torch.no_grad():
+        together = student(pack(seen, texts, device=run.device))
+        alone = [student(pack([p], [[x]], device=run.device)) for p, two in zip(seen, texts, strict=True) for x in two]
+    gap = max((t[: a.shape[1]] - a[0]).abs().max().item() for t, a in zip(together, alone, strict=True))
+    lines.append(f"packed = separate log-probs: largest difference {gap:.1e} ({cfg.dtype})")
+    lines.append(f"{len(replica.tensors())} tensors loaded, none missing, none unused; tied head: {replica.tied}")
+    lines.append(f"chat: {replica.tokenizer.decode(prompts[0].ids)[:400]!r}")
+    ends = replica.tokenizer.convert_ids_to_tokens(replica.ends)
+    lines.append(f"ends a response: {replica.ends} {ends}; {len(replica.banned_ids)} ids are never sampled")
+    for row in run.rows("samples.jsonl", "ril")[-1:]:
+        lines.append(f"question {row['question']}: {row['text']!r}, reference {row['reference']!r}")
+        for r in row["responses"]:
+            lines.append(f"{r['source']}: {r['text']!r}, similarity {r['similarity']}, answer {r['answer']}")
+    step = statistics.median(r["total"] for r in run.rows("timing.jsonl", "ril"))
+    cuda = run.device != "cpu"
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    gb = max([most_gb(cfg, ranks()[1], cfg.offload), *(teacher_phase(cfg, name)[0] for name in asked_here(cfg))])
+    planned = sum(step_seconds(cfg, ranks()[1], cfg.offload).values())
+    gb -= CONTEXT / 1e9  # it is not among the tensors that torch counts
+    lines.append(f"memory: {peak / 1e9:.1f} GB at most on rank 0, {gb:.1f} GB planned (tensors on a GPU)")
+    lines.append(f"a step: {step:.2f} s (median of {cfg.steps}), {planned:.2f} s planned (for GPUs)")
+    lines.append(f"a loop of 1,000 such steps: {step / 3.6:.1f} hours")
+    page = "\n".join(["# pilot", "", *(f"- {x}" for x in lines)]) + "\n"
+    run.write("pilot.md", page)
+    print(page)
