@@ -1,4 +1,4 @@
-"""config."""
+"""Every setting of a run, with the paper's value beside ours; presets; what is refused."""
 
 import argparse
 import dataclasses
@@ -8,12 +8,8 @@ from pathlib import Path
 
 import torch
 
-from data import Flags, UserError, read_jsonl
+from data import Flags, UserError
 from engine.families import FULL, JUDGES
-from engine.folders import family_of
-from engine.served import Server
-from judge import known_judge
-from teachers import teacher_folder
 from tiny.models import TINY
 
 # ------------------------------------------------------------------------------------------------ the model
@@ -89,14 +85,16 @@ SIMILARITIES = ("binary", "three", "levels", "continuous", "constant", "oracle",
 
 
 # ------------------------------------------------------------------------------------------------ settings
-def setting(default, text: str, paper=None, choices=None, ours=None, zero=False):
+def setting(default, text: str, paper=None, choices=None, ours=None, zero=False, flag=True):
     """A field of Config. `paper`: its value there; `ours`: ours at real scale where the paper is silent; `zero`: may be
     0.
     """
     note = f"; the paper: {paper}" if paper is not None else f"; paper silent, ours {ours}" if ours is not None else ""
     real = ours if paper is None else paper
     help_text = f"{text} [{default!s}{note}]".replace("%", "%%")
-    return dataclasses.field(default=default, metadata=dict(help=help_text, real=real, choices=choices, zero=zero))
+    return dataclasses.field(
+        default=default, metadata=dict(help=help_text, real=real, choices=choices, zero=zero, flag=flag)
+    )
 
 
 @dataclass
@@ -104,7 +102,7 @@ class Config:
     """Every setting of a run. Each field is a flag: group_size is --group-size; booleans have --no-... too."""
 
     run: str = setting("demo", "the run's folder is runs/NAME")
-    stage: str = setting("all", "run one stage only", choices=("all", *STAGES, *BUILDS, "select"))
+    stage: str = setting("all", "run one stage only", choices=("all", *STAGES, *BUILDS))
     preset: str = setting(
         "auto",
         "tiny: the defaults; paper: the paper's values, ours where it is silent; auto: by the student's size",
@@ -123,10 +121,9 @@ class Config:
         "phase: on the GPU only what the phase needs; auto: when the plan says so",
         choices=("auto", "none", "phase"),
     )
-    plan: bool = setting(False, "print what fits and how long it takes; loads nothing")
-    gpus: int = setting(8, "with --plan: number of GPUs")
-    gpu_memory: float = setting(80.0, "with --plan: GB of each")
-    pilot: bool = setting(False, "64 questions, three steps of every stage, then a page of checks")
+    gpus: int = setting(8, "number of GPUs", flag=False)  # set by tools.plan
+    gpu_memory: float = setting(80.0, "GB of each", flag=False)
+    pilot: bool = setting(False, "few questions", flag=False)  # set by tools.pilot
     deterministic: bool = setting(False, "deterministic kernels on a GPU too (always on a CPU)")
     random_weights: bool = setting(
         False, "published students and judges at full size without a download: for speed, memory"
@@ -149,7 +146,6 @@ class Config:
     pool: int = setting(512, "training questions of the tiny world")
     valid_questions: int = setting(300, "validation questions: they choose the exported checkpoint")
     test_questions: int = setting(1000, "test questions: read by the evaluate stage only")
-    select: str = setting("log-prob", "--stage select: the score (teachers.py)", None, ("log-prob", "pass-rate"))
     # warm start
     sft_data: str = setting("", "JSONL with question, answer and picture: a warm start for a real student")
     sft_epochs: float = setting(1.0, "passes of that warm start over --sft-data", ours=1.0)
@@ -212,14 +208,17 @@ class Config:
     eval_every: int = setting(10, "steps between validations", ours=50, zero=True)
     eval_draws: int = setting(4, "sampled answers per question in every evaluation", zero=True)
     checkpoint_every: int = setting(10, "steps between checkpoints (the warm start: ten times that)", ours=50)
-    keep: int = setting(2, "checkpoints kept; with --stage select: questions kept (2, the default: all)")
+    keep: int = setting(2, "checkpoints kept")
 
 
-def parse(argv: list[str]) -> Config:
-    """Flags -> Config. Unknown flags, impossible values and combinations without meaning end in one line."""
+def parse(argv: list[str], teachers: bool = True) -> Config:
+    """Flags -> Config. Unknown flags, impossible values and combinations without meaning end in one line.
+
+    teachers=False: for a tool that asks none, so that a real student need not name them.
+    """
     parser = Flags(__doc__)
     fields = dataclasses.fields(Config)
-    for f in fields:
+    for f in (f for f in fields if f.metadata["flag"]):
         flag, text = "--" + f.name.replace("_", "-"), f.metadata["help"]
         if isinstance(f.default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
@@ -244,24 +243,13 @@ def parse(argv: list[str]) -> Config:
             raise UserError(f"--{f.name.replace('_', '-')} {value}: must be {least}")
     if not cfg.run or cfg.run in (".", "..") or "/" in cfg.run:
         raise UserError(f"--run {cfg.run!r}: give a plain folder name")
-    if cfg.student not in (*TINY, *FULL):
-        family_of(cfg.student)
     if cfg.random_weights and cfg.student not in FULL and cfg.judge not in JUDGES:
         raise UserError(f"--random-weights is for published names: {', '.join([*FULL, *JUDGES])}; others have weights")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine shows no GPU to torch; take --device cpu")
-    if not cfg.resume and cfg.stage not in ("all", *BUILDS, "select"):
+    if not cfg.resume and cfg.stage not in ("all", *BUILDS):
         raise UserError(f"--no-resume deletes the run and begins anew: it does not go with --stage {cfg.stage}")
-    known_judge(cfg.judge)
-    for file, fields in (
-        (cfg.teachers_file, ("question", "teacher", "text")),
-        (cfg.sft_data, ("id", "question", "answer")),
-    ):
-        if file:  # read now: a torn line is named before anything is written
-            read_jsonl(file, fields)
-    if cfg.stage == "select" and not cfg.data:
-        raise UserError("--stage select chooses from your questions: it needs --data")
-    asked = cfg.teacher_use != "none" and (cfg.stage != "select" or cfg.select == "log-prob")
+    asked = cfg.teacher_use != "none" and teachers
     if cfg.preset == "paper" and cfg.data and asked and "teachers" not in named:
         raise UserError(
             "--preset paper with --data: name the --teachers: served ones (qwen-72b=http://HOST:PORT/v1), a published "
@@ -270,11 +258,6 @@ def parse(argv: list[str]) -> Config:
     names = teacher_names(cfg)
     if "" in names:
         raise UserError(f"--teachers {cfg.teachers}: an empty name; give A, A,B or NAME=URL")
-    for entry in filter(lambda x: "=" in x, cfg.teachers.split(",")):
-        Server(entry.partition("=")[2])  # or one line that says what is wrong with the address
-    for name in cfg.teachers.split(",") if cfg.stage != "build-teachers" and cfg.teacher_use != "none" else ():
-        if name != "reference" and "=" not in name and name not in FULL and not cfg.teachers_file:
-            teacher_folder(name)
     has_d, has_teachers = cfg.discriminator != "none", cfg.teacher_use != "none"
     learned = cfg.similarity in ("binary", "three", "levels", "continuous")
     in_group = cfg.teacher_use not in ("none", "discriminator")

@@ -133,6 +133,13 @@ def slices(count: int, size: int) -> list[slice]:
     return [slice(i, i + size) for i in range(0, count, size)]
 
 
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
 # ------------------------------------------------------------------------------------------------ your own questions
 def open_picture(path, who: str) -> "Image.Image":
     """Read one picture (a path, or its bytes in a BytesIO) completely, as RGB. Raises UserError naming `who` and it."""

@@ -15,6 +15,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import nn
 
 from data import slices
@@ -135,3 +136,13 @@ def discriminator_update(
         logits.append(student_logit.detach())
         total += loss.item()
     return total, torch.cat(logits)
+
+
+def make_discriminator(run, trained: bool = True) -> Discriminator:
+    """D around the warm-started student's backbone, sharded; with its pre-trained weights when there are some."""
+    D = run.sharded(run.path / "sft", player=lambda vlm: Discriminator(vlm, run.cfg.d_input))
+    if trained:
+        with safe_open(run.path / "discriminator" / "model.safetensors", "pt") as file, torch.no_grad():
+            for name, x in D.state_dict().items():
+                copy_slice(x, file.get_slice(name))
+    return D

@@ -2,12 +2,9 @@
 
     python eval.py --student runs/demo/student                        # the tiny world's held-out questions
     python eval.py --student runs/demo/student --data mine.jsonl      # your own questions (their test part)
-    python eval.py --student FOLDER --data DIR --benchmarks all       # the paper's fourteen benchmarks
     torchrun --nproc_per_node 8 eval.py ...                           # the same, each GPU a share
-    python eval.py --compare RUN_A RUN_B                              # is B better? (runs/A1,runs/A2: seeds)
-    python eval.py --calibrate results/judge_cases.jsonl --judge rule # a judge against labelled responses
 
-Scores and statistics need neither torch nor a model: `import eval` works with the standard library and numpy alone.
+The fourteen benchmarks: python -m tools.benchmarks. Two runs against each other: python -m tools.compare.
 """
 
 import hashlib
@@ -16,18 +13,16 @@ import math
 import os
 from pathlib import Path
 
-import benchmarks as bm
 import numpy as np
 
-from data import Flags, Question, UserError, load_questions, run_command, split_questions
+from data import Flags, Question, UserError, load_questions, run_command, split_questions, write
 from judge import Judge
 from tiny.world import look, world_questions
-from tools.benchmarks import BENCHMARKS, PRESETS, PROMPTS, RULES, run_benchmarks, write
-from tools.calibrate import calibrate
-from tools.compare import compare, show_comparison
 
-# read when torch is imported, which happens below on demand (train.py says why)
-os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
+
+def mean(values: list, times: float = 1.0) -> float | None:
+    """The mean; None without values or with one that no judge has given."""
+    return sum(values) / len(values) * times if values and None not in values else None
 
 
 def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -92,22 +87,22 @@ def evaluate(
         rows.append(row | dict(said=[(next(verdicts), look(q, r.text), r) for r in group]))
     rows = everyone(rows)
     for row in rows:
-        row["sampled"] = bm.mean([right for right, _, _ in row["said"]])
+        row["sampled"] = mean([right for right, _, _ in row["said"]])
     greedy, kinds = [r["greedy"] for r in rows], sorted({r["kind"] for r in rows if r["kind"]})
-    out = dict(questions=len(questions), greedy=bm.mean(greedy), texts={r["question"]: r["text"] for r in rows})
+    out = dict(questions=len(questions), greedy=mean(greedy), texts={r["question"]: r["text"] for r in rows})
     out["answers"] = [{k: r[k] for k in ("question", "greedy", "sampled")} for r in rows]
     out["greedy_interval"] = wilson(sum(greedy), len(greedy))
-    out["greedy_by_kind"] = {k: bm.mean([r["greedy"] for r in rows if r["kind"] == k]) for k in kinds}
+    out["greedy_by_kind"] = {k: mean([r["greedy"] for r in rows if r["kind"] == k]) for k in kinds}
     if draws:
         right, looks, said = zip(*(x for r in rows for x in r["said"]), strict=True)
         shares = [r["sampled"] for r in rows]
-        out |= dict(sampled=bm.mean(shares), sampled_interval=middle(boot_means(shares)))
-        out |= dict(tokens=bm.mean([len(r.ids) for r in said]), cut_off=1 - bm.mean([r.finished for r in said]))
+        out |= dict(sampled=mean(shares), sampled_interval=middle(boot_means(shares)))
+        out |= dict(tokens=mean([len(r.ids) for r in said]), cut_off=1 - mean([r.finished for r in said]))
         out["entropy"] = float(np.mean([-x for r in said for x in r.logps]))  # nats per sampled token
         if kinds:
-            out["looks"] = bm.mean([x is not None for x in looks])
-            out["right_looks"] = bm.mean([x for x in looks if x is not None]) or 0.0
-            out["right_look_and_answer"] = bm.mean([bool(x and v) for x, v in zip(looks, right, strict=True)])
+            out["looks"] = mean([x is not None for x in looks])
+            out["right_looks"] = mean([x for x in looks if x is not None]) or 0.0
+            out["right_look_and_answer"] = mean([bool(x and v) for x, v in zip(looks, right, strict=True)])
     return out
 
 
@@ -153,14 +148,6 @@ def trained_image_tokens(student: str) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ results
-PAPER = {  # the paper's 7B student (arXiv 2510.19307), measured by its authors' evaluator: beside ours, not against it
-    "base": (83.9, 87.3, 67.8, 83.5, 83.4, 71.8, 63.7, 55.0, 38.3, 63.9, 56.4, 77.0, 70.4, 68.5),
-    "GRPO": (84.1, 88.8, 69.0, 83.8, 83.9, 72.8, 63.9, 56.2, 40.3, 65.2, 58.9, 77.4, 70.6, 69.4),
-    "Dr.GRPO": (84.5, 90.0, 69.5, 84.3, 84.4, 73.5, 64.2, 57.2, 41.8, 66.3, 60.7, 78.0, 70.9, 70.3),
-    "RIL": (86.1, 95.6, 79.7, 86.3, 86.5, 80.4, 71.1, 65.7, 48.5, 71.1, 70.0, 80.5, 72.8, 72.8),
-}
-
-
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 97.5 %, by n
 
 
@@ -171,58 +158,29 @@ def over_seeds(values: list[float]) -> dict:
     return {"mean": float(np.mean(values)), "half": half, "values": values}
 
 
-def main(judge=None) -> None:
-    """The command line; prints key: value lines. `judge` stands in for the server that --judge names."""
+def main(argv: list[str] | None = None) -> None:
+    """The command line; prints key: value lines."""
     parser = Flags(__doc__)
     parser.add_argument("--student", default="", help="a folder such as runs/NAME/student")
-    parser.add_argument("--into", default="", help="a folder for what is found (benchmarks: beside the student)")
-    parser.add_argument("--data", default="", help="a JSONL file of questions, or the folder of benchmark files")
+    parser.add_argument("--into", default="", help="a folder for what is found")
+    parser.add_argument("--data", default="", help="a JSONL file of questions")
     parts = ("train", "valid", "test", "all")
     parser.add_argument("--part", default="test", choices=parts, help="which part (train.py trains on train) [test]")
     parser.add_argument("--questions", type=int, default=1000, help="how many questions of the tiny world")
     parser.add_argument("--draws", type=int, default=4, help="sampled answers per question")
-    parser.add_argument("--max-new-tokens", type=int, default=0, help="[40; benchmarks 2048]")
-    parser.add_argument("--judge", default="rule", help="rule; for MM-Vet and MathVista a server, http://HOST/v1")
-    parser.add_argument("--judge-model", default="", help="the model to ask that server for")
+    parser.add_argument("--max-new-tokens", type=int, default=40)
+    parser.add_argument("--judge", default="rule", help="rule, a name, a folder or a URL")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--benchmarks", default="", help=f"all, or some of {','.join(BENCHMARKS)}")
-    parser.add_argument("--preset", default="paper", choices=PRESETS, help="questions a file: 64, 500 or all [paper]")
-    parser.add_argument("--limit", type=int, default=0, help="questions a file, in place of the preset's")
-    parser.add_argument("--rules", default="2025-10", choices=RULES, help="whose scoring [2025-10]")
-    parser.add_argument("--prompt", default="kit", choices=PROMPTS, help="prompt style [kit]")
-    parser.add_argument("--suffix", default="", help="text behind every prompt, such as the one of training")
-    parser.add_argument("--min-pixels", type=int, default=0, help="a picture's [as in training]")
-    parser.add_argument("--max-pixels", type=int, default=0, help="a picture's [as in training]")
-    parser.add_argument("--max-tiles", type=int, default=0, help="a picture's [as in training]")
-    parser.add_argument("--batch", type=int, default=64, help="questions answered together")
-    parser.add_argument("--check", type=int, default=8, help="first questions to answer alone and in a batch; 0: none")
     parser.add_argument("--dtype", default="", choices=("", "fp32", "bf16"), help="[bf16 on a GPU, else fp32]")
-    parser.add_argument("--score-only", action="store_true", help="score the predictions that are there; no model")
-    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two runs, or two comma lists of seeds")
-    parser.add_argument("--calibrate", default="", help="JSONL of labelled responses: how good is --judge A[,B]?")
-    args = parser.parse_args()
-    into = Path(args.into) if args.into else None
-    if args.calibrate:
-        return calibrate(args.calibrate, args.judge.split(","))
-    if args.compare:
-        found = compare(*([Path(x) for x in side.split(",") if x] for side in args.compare))
-        show_comparison(found)
-        if into:
-            into.mkdir(parents=True, exist_ok=True)
-            write(into / "compare.json", json.dumps(found, indent=1) + "\n")
-        return
-    if not args.student and not (args.score_only and into):
+    args = parser.parse_args(argv)
+    if not args.student:
         raise UserError("--student is missing: give a folder such as runs/demo/student")
-    args.max_new_tokens = args.max_new_tokens or (2048 if args.benchmarks else 40)
-    if args.draws < 0 or min(args.questions, args.max_new_tokens, args.batch) < 1 or min(args.limit, args.check) < 0:
-        raise UserError("--draws, --limit, --check: at least 0; --questions, --max-new-tokens, --batch: at least 1")
-    if args.judge_model and not args.benchmarks:
-        raise UserError("--judge-model goes with --benchmarks; else name the model in the address: --judge URL#MODEL")
-    if args.benchmarks:
-        args.limit = args.limit or PRESETS[args.preset]
-        return run_benchmarks(args, judge)
-    if args.score_only or Path(args.data or "no").is_dir():
-        raise UserError("--benchmarks is missing: all, or some of " + ",".join(BENCHMARKS))
+    if args.draws < 0 or min(args.questions, args.max_new_tokens) < 1:
+        raise UserError("--draws: at least 0; --questions, --max-new-tokens: at least 1")
+    if Path(args.data or "no").is_dir():
+        raise UserError(
+            f"--data {args.data}: a folder; a JSONL file is needed (benchmarks: python -m tools.benchmarks)"
+        )
     if args.data:
         questions = load_questions(args.data)
         questions = questions if args.part == "all" else split_questions(questions)[args.part]
@@ -237,11 +195,13 @@ def main(judge=None) -> None:
     answers = result.pop("answers")
     if ranks()[0]:  # the first speaks and writes for all
         return
-    if into:
-        into.mkdir(parents=True, exist_ok=True)
+    if args.into:
+        (into := Path(args.into)).mkdir(parents=True, exist_ok=True)
         write(into / "answers.jsonl", "".join(json.dumps(dict(who="after", **row)) + "\n" for row in answers))
         hashed = hashlib.sha256(Path(args.data).read_bytes()).hexdigest()[:16] if args.data else ""
-        settings = dict(data_hash=hashed, judge=args.judge, ask_prefix="")  # as train.py's run says it, for --compare
+        settings = dict(
+            data_hash=hashed, judge=args.judge, ask_prefix=""
+        )  # as train.py's run says it, for tools.compare
         write(into / "config.json", json.dumps(dict(settings=settings)) + "\n")
         summary = {f"{name}_after": value for name, value in result.items()} | {"seconds": {}}
         write(into / "summary.json", json.dumps(summary, indent=1) + "\n")
@@ -250,4 +210,6 @@ def main(judge=None) -> None:
 
 
 if __name__ == "__main__":
+    # read when torch is imported, which happens above on demand (train.py says why)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
     run_command(main)

@@ -21,7 +21,6 @@ on every rank.
 Left out on purpose: video, attention kernels of our own, quantisation, tensor parallelism.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,24 +30,12 @@ from PIL import Image
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
-from transformers import logging as transformers_logging
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data import Question, UserError
-from engine.families import FAMILIES, VIT_6B, VIT_300M, Family
-from engine.sharding import whole
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-
-transformers_logging.disable_progress_bar()
-
-
-VIT_300M |= dict(norm_type="layer_norm", use_qk_norm=False, attention_bias=True)
-
-
-VIT_6B |= dict(norm_type="rms_norm", use_qk_norm=True, attention_bias=False)
+from engine.families import FAMILIES, Family
 
 
 # ------------------------------------------------------------------------------------------------ prompts, packed rows
@@ -259,10 +246,11 @@ def tree_attention(module, q, k, v, attention_mask, scaling=None, **more):
     return out.index_copy(0, tree.there, found.flatten(0, 1)[tree.live]).view(B, T, H, dim), None
 
 
-ALL_ATTENTION_FUNCTIONS.register("sdpa", tree_attention)  # under the stock name: exported configurations stay stock
-
-
-torch.backends.cuda.enable_cudnn_sdp(False)  # NaN gradients under a mask at lengths of 64 mod 128 (pytorch #196678)
+def use_tree_attention(config) -> None:
+    """Let a language model's configuration name our attention. Stock models beside it stay stock."""
+    ALL_ATTENTION_FUNCTIONS.register("tree", tree_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("tree", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])  # for stock generate
+    config._attn_implementation = "tree"
 
 
 def project(projector: nn.Module, patches: torch.Tensor) -> torch.Tensor:
@@ -333,6 +321,8 @@ class VLM(nn.Module):
     rows.
     """
 
+    gathering = ("see", "prefill", "decode")  # besides forward, these gather the weights of a sharded model
+
     def __init__(self, hf: nn.Module, tokenizer, image_processor, folder: Path | None = None):
         super().__init__()
         self.hf, self.tokenizer, self.image_processor = hf, tokenizer, image_processor
@@ -347,6 +337,7 @@ class VLM(nn.Module):
         size = hf.config.get_text_config().vocab_size
         self.banned_ids = sorted((special | set(range(len(tokenizer), size))) - set(self.ends))
         self.register_buffer("banned", torch.zeros(size), persistent=False)
+        use_tree_attention(hf.model.language_model.config)
         self.settle()
 
     def settle(self) -> None:
@@ -518,15 +509,6 @@ class VLM(nn.Module):
     def tied(self) -> bool:
         """Are embeddings and head one tensor?"""
         return is_tied(self.hf)
-
-    @torch.no_grad()
-    def copy_from(self, other: "VLM") -> None:
-        """Take over what another model trains; a whole replica gathers a sharded student. All ranks together."""
-        mine = self.tensors()
-        trained = {name.removeprefix("hf.") for name, p in other.named_parameters() if p.requires_grad}
-        for name, theirs in other.tensors().items():
-            if name in trained:
-                mine[name].copy_(whole(theirs.to(mine[name].dtype)))
 
 
 def is_tied(hf: nn.Module) -> bool:

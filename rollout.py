@@ -145,12 +145,10 @@ def grouped_decode(module, q, k, v, mask, scaling=None, **_):
     return out.reshape(rows, 1, heads, dim), None
 
 
-ALL_ATTENTION_FUNCTIONS.register("grouped_decode", grouped_decode)
-
-
 @contextlib.contextmanager
 def attention(config, name: str):
     """Use another attention function inside the block."""
+    ALL_ATTENTION_FUNCTIONS.register("grouped_decode", grouped_decode)
     before, config._attn_implementation = config._attn_implementation, name
     try:
         yield

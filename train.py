@@ -28,16 +28,21 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # torch reads this when it is imported; lengths differ at every step, and fixed segments would fragment memory
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
+
 import torch
-from safetensors import safe_open
+import transformers
 from safetensors.torch import save_file
 from tqdm import tqdm
 
 from config import BUILDS, D_ALARM, STAGES, Config, frozen_parts, is_real, parse, pretraining_samples
-from data import UserError, questions_at, run_command, slices
-from discriminator import Discriminator, discriminator_accuracy, discriminator_update, similarity_reward
+from data import UserError, questions_at, read_jsonl, run_command, slices
+from discriminator import discriminator_accuracy, discriminator_update, make_discriminator, similarity_reward
 from engine.families import FULL, JUDGES
-from engine.loading import copy_slice, find_folder, language_shell, load, random_shell, save, shell
+from engine.loading import find_folder, language_shell, load, random_shell, save, shell
 from engine.report import (
     draw_curves,
     line,
@@ -56,7 +61,6 @@ from engine.run import (
     Checkpoints,
     Run,
     adamw,
-    budget,
     compute_dtype,
     device_of,
     hold_memory,
@@ -73,20 +77,13 @@ from engine.served import Server, is_url
 from engine.sharding import deal, dealt, everyone, everyone_of, new_folder, ranks, start_ranks, wait, whole
 from eval import evaluate
 from grpo import advantages, group_metrics, policy_loss, rewards, surrogate_metrics, teacher_advantages
-from judge import MALFORMED_ALARM, judge_digits
+from judge import MALFORMED_ALARM, judge_digits, known_judge
 from model import VLM, pack
 from rollout import rollout, sampling_of
 from teachers import TeacherCache, pretraining_questions, teacher_folder, teacher_model, teachers
 from tiny.lessons import build_students, build_teachers, fit, shipped_warm_start
 from tiny.models import TINY
 from tiny.world import look
-from tools.select import select
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-# torch reads this when it is imported; lengths differ at every step, and segments of fixed size would fragment memory
-os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 
 
 def sft(run: Run) -> None:
@@ -113,16 +110,6 @@ def sft(run: Run) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ stage: discriminator
-def make_discriminator(run: Run, trained: bool = True) -> Discriminator:
-    """D around the warm-started student's backbone, sharded; with its pre-trained weights when there are some."""
-    D = run.sharded(run.path / "sft", player=lambda vlm: Discriminator(vlm, run.cfg.d_input))
-    if trained:
-        with safe_open(run.path / "discriminator" / "model.safetensors", "pt") as file, torch.no_grad():
-            for name, x in D.state_dict().items():
-                copy_slice(x, file.get_slice(name))
-    return D
-
-
 def discriminator(run: Run) -> None:
     """Pre-train D on fresh student samples against cached teacher responses; stop early on held-out questions."""
     cfg, world = run.cfg, ranks()[1]
@@ -435,10 +422,16 @@ def check_players(cfg: Config) -> VLM | None:
     """Look at the files of every player that will be loaded, before anything is written: a UserError names the first
     that cannot be used. -> the student without memory, to encode --data with.
     """
-    cached = (Path("runs") / cfg.run / "teachers.jsonl").exists() or bool(cfg.teachers_file)
+    files = ((cfg.teachers_file, ("question", "teacher", "text")), (cfg.sft_data, ("id", "question", "answer")))
+    for file, fields in filter(lambda x: x[0], files):
+        read_jsonl(file, fields)
+    cached = (Path("runs") / cfg.run / "teachers.jsonl").exists()
     for name in cfg.teachers.split(",") if cfg.teacher_use != "none" and cfg.stage != "build-teachers" else ():
-        if name != "reference" and "=" not in name and not (cached and name in FULL) and not cfg.teachers_file:
+        if "=" in name:
+            Server(name.partition("=")[2])  # or one line that says what is wrong with the address
+        elif name != "reference" and not (cached and name in FULL) and not cfg.teachers_file:
             shell(teacher_folder(name))
+    known_judge(cfg.judge)
     if cfg.judge != "rule" and not is_url(cfg.judge):
         judge_digits(
             cfg.judge, language_shell(cfg.judge, torch.bfloat16, cfg.random_weights and cfg.judge in JUDGES)[1]
@@ -501,12 +494,11 @@ def run_stage(run: Run, name: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the stages whose artefact is missing, say which are skipped, end with the summary."""
     cfg = parse(sys.argv[1:] if argv is None else argv)
-    if cfg.plan:
-        return budget().print_plan(cfg)
-    if cfg.pilot:
-        few = dict(pool=64, valid_questions=16, test_questions=16, steps=3, eval_every=0)
-        few |= dict(d_steps=min(3, cfg.d_steps), sft_steps=min(30, cfg.sft_steps))
-        cfg = replace(cfg, run=f"{cfg.run}-pilot", **few)
+    run_all(cfg, sys.argv[1:] if argv is None else argv)
+
+
+def set_up(cfg: Config) -> None:
+    """The process: threads, determinism, its rank. Rank 0 speaks for all."""
     warnings.filterwarnings("ignore", message=".*(torch.distributed is disabled|TypedStorage|_get_pg_default_device).*")
     torch.set_num_threads(cfg.threads)
     if cfg.deterministic:
@@ -514,7 +506,13 @@ def main(argv: list[str] | None = None) -> None:
     torch.use_deterministic_algorithms(cfg.deterministic or device_of(cfg) == "cpu")
     start_ranks(device_of(cfg).partition(":")[0])
     if ranks()[0]:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (rank 0 speaks for all)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    transformers.utils.logging.disable_progress_bar()
+
+
+def run_all(cfg: Config, argv: list[str]) -> Run:
+    """Check what can be checked, run the stages, print the summary; -> the run."""
+    set_up(cfg)
     encoder = check_players(cfg)
     for difference in unlike_the_paper(cfg):
         print(difference)
@@ -527,10 +525,10 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--stage {cfg.stage} needs {missing}; run --stage {earlier} first")
     if is_url(cfg.judge) and ranks()[0] == 0:
         Server(cfg.judge).name_model()  # a dead judge is named now, before anything is written
-    run = Run(cfg, sys.argv[1:] if argv is None else argv)
-    if cfg.stage in (*BUILDS, "select"):
-        actions = {"build-students": build_students, "build-teachers": build_teachers, "select": select}
-        return actions[cfg.stage](run)
+    run = Run(cfg, argv)
+    if cfg.stage in BUILDS:
+        {"build-students": build_students, "build-teachers": build_teachers}[cfg.stage](run)
+        return run
     for name in stages_of(cfg):
         if cfg.stage in ("all", name):
             run_stage(run, name)
@@ -541,8 +539,7 @@ def main(argv: list[str] | None = None) -> None:
             summary["peak_memory_mb"] = summary["seconds"].pop("peak_memory_mb")
             run.write("summary.json", summary)
         print_summary(run, summary)
-    if cfg.pilot:
-        budget().pilot(run, split(cfg)["train"][:8])
+    return run
 
 
 if __name__ == "__main__":

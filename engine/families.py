@@ -1,4 +1,9 @@
-"""engine.families."""
+"""All that differs between model families, and the published names.
+
+A family is one entry of FAMILIES: the stock classes, where vision tower and projector lie, how many image tokens a
+picture has and how they are written, the rotary positions. A published name is one line of FULL (students, teachers)
+or JUDGES.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,9 +153,11 @@ QWEN_VIT, QWEN_VIT_72B = (QWEN_VIT | dict(intermediate_size=x) for x in (3420, 3
 
 
 VIT_300M = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
+VIT_300M |= dict(norm_type="layer_norm", use_qk_norm=False, attention_bias=True)
 
 
 VIT_6B = dict(hidden_size=3200, intermediate_size=12800, num_hidden_layers=45, num_attention_heads=25)
+VIT_6B |= dict(norm_type="rms_norm", use_qk_norm=True, attention_bias=False)
 
 
 FULL = {

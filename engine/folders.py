@@ -1,4 +1,4 @@
-"""engine.folders."""
+"""What a Hugging Face folder's files say, before any weight is read."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,9 @@
-"""engine.loading."""
+"""Models from folders, and folders from models.
+
+`load` builds a model without memory, shards it where there is a mesh, and every rank reads its own slices of the
+safetensors files. What can be known from the files alone is checked first (`shell`), so that a wrong folder is one line
+before anything expensive begins. `save` writes a folder that stock `from_pretrained` reads.
+"""
 
 import copy
 import hashlib

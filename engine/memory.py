@@ -1,4 +1,4 @@
-"""engine.memory."""
+"""What a phase of a step needs in memory: asked by --offload auto, by the plan and by the pilot."""
 
 import functools
 import os

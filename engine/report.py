@@ -1,4 +1,4 @@
-"""engine.report."""
+"""What a run says: the line of a step, its metrics of tokens, samples.md, curves.png, the summary."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from discriminator import similarity_reward
+from data import write
+from discriminator import make_discriminator, similarity_reward
 from engine.run import Run
 from engine.sharding import everyone
 from eval import auc
@@ -14,8 +15,6 @@ from grpo import kl
 from judge import Judge
 from rollout import PURE, Response, Sampling
 from tiny.world import look
-from tools.benchmarks import write
-from train import make_discriminator
 
 
 def looks_of(asked: list, fresh: list, student_logit: torch.Tensor) -> list[list[tuple]]:

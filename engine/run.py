@@ -1,11 +1,14 @@
-"""engine.run."""
+"""A run: its folder, its questions and players, its log, its checkpoints; the same for one process and for many.
+
+Rank 0 writes and speaks; everything is written to a temporary name and renamed, logs are appended. What a stage does
+stands in train.py; this file holds what every stage needs.
+"""
 
 import contextlib
 import copy
 import dataclasses
 import functools
 import hashlib
-import importlib
 import json
 import os
 import platform
@@ -31,12 +34,13 @@ from config import is_real
 from data import UserError, load_questions, seed_of, split_questions
 from engine.families import FULL, JUDGES
 from engine.loading import load
-from engine.sharding import deal, everyone_of, ranks, start_ranks, wait, whole
+from engine.memory import everything_fits
+from engine.sharding import copy_trained, deal, everyone_of, ranks, start_ranks, wait, whole
 from judge import Judge
 from model import VLM, recompute_activations
 from tiny.world import world_questions
 
-HOME = Path(__file__).resolve().parent
+HOME = Path(__file__).resolve().parent.parent
 
 
 def device_of(cfg) -> str:
@@ -72,18 +76,13 @@ def without_host(value):
     return re.sub(r"https?://[^,#]*", "http://", value) if isinstance(value, str) else value
 
 
-def budget():
-    """bench.py, where plan and pilot stand beside the measurements; it is loaded on demand only."""
-    return importlib.import_module("bench")
-
-
 class Run:
     """runs/NAME: its configuration, its files, its log, its times."""
 
     def __init__(self, cfg, argv: list[str]):
         self.cfg, self.path, self.first = cfg, Path("runs") / cfg.run, ranks()[0] == 0
         if cfg.offload == "auto":
-            fits = device_of(cfg) == "cpu" or budget().everything_fits(cfg)
+            fits = device_of(cfg) == "cpu" or everything_fits(cfg)
             cfg.offload = "none" if fits else "phase"
         self.known_judge = None
         self.device, self.mesh = device_of(cfg), start_ranks(device_of(cfg).partition(":")[0])
@@ -98,7 +97,7 @@ class Run:
         if (self.path / "config.json").exists():
             theirs = json.loads((self.path / "config.json").read_text())["settings"]
             theirs = {f.name: f.default for f in dataclasses.fields(cfg)} | theirs  # made before a setting existed
-            free = "stage resume run keep checkpoint_every threads device offload plan gpus gpu_memory".split()
+            free = "stage resume run keep checkpoint_every threads device offload gpus gpu_memory".split()
             differ = [k for k in mine if k not in free and without_host(mine[k]) != without_host(theirs.get(k))]
             if differ:
                 change = ", ".join(f"{k} {theirs.get(k)!r} -> {mine[k]!r}" for k in differ)
@@ -336,8 +335,8 @@ def move(run: Run, device: str, *players) -> None:
 def hold_memory(run: Run, replica: VLM, student: VLM, held: bool) -> None:
     """With --offload phase the weights that `replica` takes over from `student` get memory, or become empty tensors.
 
-    `copy_from` writes all of them before they are read again, so none is copied to the host. What the student does not
-    train (the vision tower) stays on the GPU: `copy_from` would not bring it back.
+    `copy_trained` writes all of them before they are read again, so none is copied to the host. What the student does
+    not train (the vision tower) stays on the GPU: `copy_trained` would not bring it back.
     """
     for name, theirs in student.named_parameters() if run.cfg.offload == "phase" else ():
         if theirs.requires_grad:
@@ -349,7 +348,7 @@ def hold_memory(run: Run, replica: VLM, student: VLM, held: bool) -> None:
 def refreshed(run: Run, replica: VLM, student: VLM):
     """Inside the block `replica` has the student's present weights; with --offload phase it has them there only."""
     hold_memory(run, replica, student, True)
-    replica.copy_from(student)
+    copy_trained(replica, student)
     yield
     hold_memory(run, replica, student, False)
 

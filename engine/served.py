@@ -1,4 +1,4 @@
-"""engine.served."""
+"""The client of OpenAI-compatible servers: served judges and served teachers."""
 
 import base64
 import contextlib

@@ -1,4 +1,8 @@
-"""engine.sharding."""
+"""Ranks: joining them, dealing work to them, gathering what each has; and FSDP2 over them.
+
+Training is sharded over the ranks, one process being the smallest case. Nothing else in this project asks torch which
+rank it is.
+"""
 
 import atexit
 import contextlib
@@ -18,7 +22,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 
 from data import UserError
-from model import VLM
 
 
 # ------------------------------------------------------------------------------------------------ ranks
@@ -36,6 +39,7 @@ def start_ranks(device: str) -> DeviceMesh:
             )
         if device == "cuda":
             torch.cuda.set_device(local)
+            torch.backends.cuda.enable_cudnn_sdp(False)  # NaN gradients under masks (pytorch #196678)
         alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
         try:
             dist.init_process_group(backend, timeout=timedelta(hours=1), **alone)
@@ -127,8 +131,18 @@ def shard(player: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, compute:
     policy = MixedPrecisionPolicy(param, torch.float32, cast_forward_inputs=False)
     for part in (*blocks, player):
         fully_shard(part, mesh=mesh, mp_policy=policy)
-    for method in ("see", "prefill", "decode") if isinstance(player, VLM) else ():
+    for method in getattr(player, "gathering", ()):
         register_fsdp_forward_method(player, method)
+
+
+@torch.no_grad()
+def copy_trained(replica: nn.Module, student: nn.Module) -> None:
+    """`replica` takes over what `student` trains; a whole replica gathers a sharded student. All ranks together."""
+    mine = replica.tensors()
+    trained = {name.removeprefix("hf.") for name, p in student.named_parameters() if p.requires_grad}
+    for name, theirs in student.tensors().items():
+        if name in trained:
+            mine[name].copy_(whole(theirs.to(mine[name].dtype)))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""tiny.lessons."""
+"""Warm starts: supervised fine-tuning on the tiny world's lessons or on --sft-data; building what is shipped."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""tiny.models."""
+"""Tiny models of the real classes, with real tokenizers of a few hundred tokens."""
 
 from dataclasses import dataclass
 

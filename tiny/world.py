@@ -1,4 +1,7 @@
-"""tiny.world."""
+"""The embedded tiny world: 3 x 3 boards of coloured shapes, questions about them, and ways to answer.
+
+python -m tiny.world     # some questions with every way to answer them
+"""
 
 import random
 import re
@@ -60,7 +63,7 @@ def scene_split(scene: list[Thing]) -> str:
     return "valid" if place == 8 else "test" if place == 9 else "train"
 
 
-def paint(scene: list[Thing], rng: random.Random, cell: int = CELL) -> "Image.Image":
+def paint(scene: list[Thing], rng: random.Random, cell: int = CELL):
     """The board as a picture of 3 x 3 cells of `cell` pixels, with jittered place, size and colour of each shape.
 
     The background is a colour gradient in x and y: a small model with relative positions learns "top left" from it

@@ -1,7 +1,23 @@
-"""tools.bench."""
+"""Speed of a step's phases beside stock transformers and beside what this machine could do.
+
+    python -m tools.bench                         # the tiny student, one thread, seconds
+    python -m tools.bench --student tiny-qwen-20m --cell 80 --questions 8 --response-tokens 64 --micro-batch 1
+    python -m tools.bench --student internvl3-1b --random-weights --device cuda --dtype bf16    # published, full size
+    python -m tools.bench --student runs/NAME/student --out speed.json             # your own
+
+A step is run in two ways on the same weights; it has the phases of train.py but for the judge, one update each of D and
+student. Ours: `rollout`, packed rows, pictures encoded once a step (in the rollout phase). The stock way: `generate` on
+all questions at once, and the stock model on one right-padded row per response with its own copy of picture and
+question. Both decode --response-tokens for every response, score response tokens only and share losses, optimizers and
+attention (sdpa). The limit of a phase is its bytes at this machine's copy rate or its flops at the rate of a matrix
+product, both measured here; the flops are those of 2 x parameters x tokens and of the attention that the tree mask lets
+through, three times for an update. Evaluation answers 4 x --questions greedily: ours in one batch, stock one by one, as
+public evaluators do. Absolute times mean little on a shared CPU; ratios of one run do.
+"""
 
 import inspect
 import json
+import os
 import platform
 import resource
 import statistics
@@ -9,6 +25,10 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+
+# read when torch is imported (train.py says why)
+if __name__ == "__main__":
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 
 import torch
 import torch.nn.functional as F

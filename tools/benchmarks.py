@@ -1,4 +1,11 @@
-"""tools.benchmarks."""
+"""The fourteen benchmarks: files, prompts, scoring rules, answers on any number of ranks, results.
+
+    python -m tools.benchmarks --student FOLDER --data DIR --benchmarks all      # or ai2d,chartqa,...
+    torchrun --nproc_per_node 8 -m tools.benchmarks --student FOLDER --data DIR --benchmarks all
+    python -m tools.benchmarks --into FOLDER-eval --data DIR --benchmarks all --score-only --rules head
+
+Scoring needs neither torch nor a model: it works with the standard library and numpy alone.
+"""
 
 import ast
 import base64
@@ -16,354 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_uppercase
 
-import benchmarks as bm
 import numpy as np
 
-from data import UserError, open_picture, seed_of
+from data import Flags, UserError, open_picture, run_command, seed_of, write
 from engine.served import Server
-from eval import PAPER, boot_means, greedy_answers, load_student, middle, wilson
-
-# ------------------------------------------------------------------------------------------------ asking
-PRESETS = {"smoke": 64, "quick": 500, "paper": 0}  # questions a benchmark file; 0: all
-
-
-def limit_pictures(student, args) -> dict:
-    """Set the pixel and tile limits that the flags give -> what holds now. Other than in training: a warning."""
-    it, size = student.image_processor, dict(student.image_processor.size)
-    now = dict(min_pixels=size.get("shortest_edge"), max_pixels=size.get("longest_edge"), max_tiles=None)
-    if hasattr(it, "max_patches"):
-        now["max_tiles"] = it.max_patches if it.crop_to_patches else 1
-    for name, before in now.items():
-        flag, wanted = f"--{name.replace('_', '-')}", getattr(args, name)
-        if wanted and before is None:
-            raise UserError(f"{flag}: this student has no such limit; it has {', '.join(k for k in now if now[k])}")
-        if wanted and wanted != before:
-            print(f"warning: {flag} {wanted}, but the student was trained with {before}")
-            now[name] = wanted
-    if now["max_tiles"]:
-        it.max_patches, it.crop_to_patches = now["max_tiles"], now["max_tiles"] > 1
-    else:
-        it.size = type(it.size)(**size | dict(shortest_edge=now["min_pixels"], longest_edge=now["max_pixels"]))
-    return now
-
-
-def weights_hash(student) -> str:
-    """64 numbers of each tensor: tells students apart in seconds, the same on every rank."""
-    digest = hashlib.sha256()
-    for name, x in sorted(student.hf.state_dict().items()):
-        digest.update(name.encode() + x.flatten()[:: max(1, x.numel() // 64)].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def run_key(settings: dict, data: str) -> str:
-    """Names what a text depends on: the settings and the data."""
-    return hashlib.sha256(json.dumps([settings, data], sort_keys=True).encode()).hexdigest()[:12]
-
-
-def read_lines(path: Path) -> tuple[list[dict], list[int]]:
-    """(objects, numbers of half-written lines) of a JSONL file that a killed process may have left; none without it."""
-    rows, torn = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
-        try:
-            rows += [json.loads(line)] if line else []
-        except ValueError:
-            torn.append(number)
-    return rows, torn
-
-
-def read_predictions(table: bm.Table, settings: dict, folder: Path) -> tuple[dict, list[str]]:
-    """({index: prediction}, what was wrong) of one benchmark file under these settings, from all ranks."""
-    key, found, wrong = run_key(settings, table.md5), {}, []
-    for path in sorted(folder.glob(f"preds.{table.name}.*.jsonl")):
-        rows, torn = read_lines(path)
-        if path.name.split(".")[-3] != key:
-            wrong.append(f"{path}: {len(rows)} predictions of another run key (this one: {key}) are left alone")
-            continue
-        wrong += [f"{path}:{number}: a half-written line is not read" for number in torn]
-        for row in rows:
-            if "text" in row or row["index"] not in found:  # another start may have read what one could not
-                found[row["index"]] = row
-    return found, wrong
-
-
-def encode_rows(student, table: bm.Table, rows: list[dict], settings: dict) -> tuple[dict, dict]:
-    """({index: Prompt}, {index: error}): errors name the row whose picture cannot be read or which is too long."""
-    prompts, errors, limit = {}, {}, student.hf.config.get_text_config().max_position_embeddings
-    for row in rows:
-        try:
-            pictures = table.pictures(row["index"])
-            shown, texts = prompt_of(table.name, row, len(pictures), settings["prompt"], settings["suffix"])
-            prompt = student.encode([pictures[k] for k in shown], texts)
-            if len(prompt.ids) >= limit:
-                raise ValueError(f"{len(prompt.ids)} tokens, the model takes {limit}")
-            prompts[row["index"]] = prompt
-        except UserError as error:
-            errors[row["index"]] = str(error)
-        except ValueError as error:
-            errors[row["index"]] = f"{table.path}: row {row['index']}: {error}"
-    return prompts, errors
-
-
-def ask_file(student, table: bm.Table, settings: dict, folder: Path, batch: int) -> None:
-    """Append this rank's missing greedy answers to preds.NAME.KEY.RANK.jsonl, one JSON line each.
-
-    Which rank asks a row depends on the row and the number of ranks alone, so ranks need not talk; a restart may have
-    another number of them. Rows go by size, so that those of a batch are alike. Out of memory: half the batch, go on.
-    """
-    import torch
-    from tqdm import tqdm
-
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    done = {index for index, row in read_predictions(table, settings, folder)[0].items() if "text" in row}
-    size = {r["index"]: (table.places[r["index"]][-1:], len(bm.cell(r, "question")), r["index"]) for r in table.rows}
-    todo = [index for index in sorted(size, key=size.get, reverse=True)[rank::world] if index not in done]
-    rows, many = {r["index"]: r for r in table.rows}, 2 * batch  # encoded together: their pictures lie in memory
-    path = folder / f"preds.{table.name}.{run_key(settings, table.md5)}.{rank}.jsonl"
-    torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
-    with path.open("a") as out, tqdm(total=len(todo), desc=table.name, delay=2) as bar:
-        out.write("\n" * torn)
-        while todo:
-            part, todo = todo[:many], todo[many:]
-            prompts, errors = encode_rows(student, table, [rows[k] for k in part], settings)
-            names, answers = sorted(prompts, key=lambda k: len(prompts[k].ids)), None
-            while answers is None:
-                try:
-                    asked = [prompts[k] for k in names]
-                    answers = greedy_answers(student, asked, names, settings["max_new_tokens"], batch)
-                except torch.cuda.OutOfMemoryError:
-                    if batch == 1:
-                        raise UserError(f"{table.name}: row {names[-1]} alone does not fit into memory") from None
-                    batch //= 2
-            lines = [dict(index=k, error=error) for k, error in errors.items()]
-            lines += [dict(index=r.question, text=r.text, tokens=len(r.ids), finished=r.finished) for r in answers]
-            out.write("".join(json.dumps(x) + "\n" for x in lines))
-            out.flush()
-            bar.update(len(part))
-
-
-def try_first(student, tables: list[bm.Table], settings: dict, args) -> dict:
-    """Each file's first prompt as text; the first --check questions, alone and in a batch: are the answers the same?"""
-    out = {"first_prompts": {}}
-    for table in tables:
-        rows = table.rows[: 1 if out["first_prompts"] else max(1, args.check)]
-        prompts = list(encode_rows(student, table, rows, settings)[0].values())
-        if args.check and not out["first_prompts"]:
-            names = [str(i) for i in range(len(prompts))]
-            ways = [greedy_answers(student, prompts, names, args.max_new_tokens, n) for n in (1, args.batch)]
-            different = sum(a.text != b.text for a, b in zip(*ways, strict=True))
-            out["batch_check"] = dict(items=len(prompts), batch=args.batch, different=different)
-            print(f"batch check: {json.dumps(out['batch_check'])}")
-        text = student.tokenizer.decode(prompts[0].ids) if prompts else ""  # with "* 9" for nine picture tokens
-        out["first_prompts"][table.name] = re.sub(r"(<[^<>]+>)\1+", lambda m: f"{m[1]}*{len(m[0]) // len(m[1])}", text)
-    return out
-
-
-def ask_benchmarks(args, tables: list[bm.Table], folder: Path) -> None:
-    """Load the student and append the missing predictions; settings.json is what these depend on, run.json the rest."""
-    import torch
-    import transformers
-
-    began, kept, (student, dtype) = time.time(), folder / "settings.json", load_student(args)
-    settings = dict(weights=weights_hash(student), pictures=limit_pictures(student, args), prompt=args.prompt)
-    settings |= dict(suffix=args.suffix, max_new_tokens=args.max_new_tokens, dtype=dtype, decoding="greedy")
-    before = json.loads(kept.read_text()) if kept.is_file() else settings
-    if before != settings:
-        count = sum(path.read_bytes().count(b"\n") for path in folder.glob("preds.*.jsonl"))
-        other = ", ".join(f"{k} {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v)
-        raise UserError(f"{folder}: holds {count} predictions of another run key ({other}); give another --into")
-    folder.mkdir(parents=True, exist_ok=True)
-    write(kept, json.dumps(settings) + "\n")
-    first = os.environ.get("RANK", "0") == "0"
-    run = dict(student=args.student, batch=args.batch) | (try_first(student, tables, settings, args) if first else {})
-    for table in tables:
-        ask_file(student, table, settings, folder, args.batch)
-    if first:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-        run |= dict(commit=done.stdout.strip(), attention=student.hf.config._attn_implementation)
-        run |= dict(torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__)
-        run |= dict(device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine())
-        run |= dict(python=platform.python_version(), seconds=round(time.time() - began, 1))
-        write(folder / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
-
-
-# ------------------------------------------------------------------------------------------------ measuring
-def measure_file(table: bm.Table, found: dict, wrong: list[str], rules: str, judge) -> tuple[dict, list, list]:
-    """Score one benchmark file, `found` being its predictions by index -> (what results.json says of it, its
-    [(row, score)] of what is counted, the predictions counted).
-
-    A unit with a missing answer or an unreadable picture is left out of the mean and counted, never scored 0.
-    """
-    name, mine = table.name, {r["index"]: found.get(r["index"], {}) for r in table.rows}
-    missing, bad = [k for k, x in mine.items() if not x], [x["error"] for x in mine.values() if "error" in x]
-    lost = {bm.unit_of(name, r) for r in table.rows if "text" not in mine[r["index"]]}
-    rows = [r for r in table.rows if bm.unit_of(name, r) not in lost]
-    said = [mine[r["index"]] for r in rows]
-    scored = bm.score_all(name, rows, [x["text"] for x in said], rules, judge)
-    final = bm.score_all(name, rows, [bm.final_answer(x["text"]) for x in said], rules)
-    if judge is None and bm.kind_of(name) == "math":
-        scored = [x | {"score": None} for x in scored]  # without a judge only part of the answers can be read
-    units, finals = (bm.units_of(name, rows, [x["score"] for x in it]) for it in (scored, final))
-    *_, md5, count = bm.FILES[name]
-    wrong = [*wrong, *table.wrong, *bad]
-    if table.count != count:
-        wrong.insert(0, f"{table.path}: {table.count} rows, the public file has {count}")
-    if not table.md5.startswith(md5):
-        wrong.insert(0, f"{table.path}: md5 {table.md5[:8]}, the public file has {md5}")
-    if missing:
-        wrong.insert(0, f"{name}: {len(missing)} rows have no answer, such as {missing[0]}")
-    for line in [*wrong[:8], *[f"{name}: {len(wrong) - 8} more, in results.json"] * (len(wrong) > 8)]:
-        print(f"warning: {line}")
-    out = dict(md5=table.md5, rows=table.count, torn=len(table.wrong), unreadable=len(bad), missing=len(missing))
-    out["records"] = bm.records_of(name, rows, [x["score"] for x in scored]) if rows else []
-    out |= dict(score_of_final_answers=bm.mean([x for _, x in finals], 100), wrong=wrong)
-    return out, units, [p | {"read": x["extracted"] is not False} for p, x in zip(said, scored, strict=True)]
-
-
-def measure(title: str, tables: list[bm.Table], found: dict, rules: str, judge=None) -> tuple[dict, list, np.ndarray]:
-    """Score one benchmark -> (result, its units for items.jsonl, bootstrapped scores). Its files weigh the same."""
-    files, units, said = {}, [], []
-    for table in tables:
-        files[table.name], counted, texts = measure_file(table, *found[table.name], rules, judge)
-        weight = 1 / max(1, len(counted)) / len(tables)
-        for row, score in counted:
-            unit = bm.unit_of(table.name, row)
-            # what is drawn together: rows about one picture; the same question of MMMU-Pro's two files
-            cluster = unit if len(tables) > 1 else table.twin[row["index"]]
-            name = f"{table.name}:{unit}"
-            units.append(dict(benchmark=title, unit=name, cluster=cluster, score=score, weight=weight))
-        said += texts
-    result, values = dict(score=None, n=len(units), files=files), [u["score"] for u in units]
-    if not units or None in values:
-        return result, [], np.array([])
-    weights, clusters = [u["weight"] for u in units], [u["cluster"] for u in units]
-    draws, score, n = boot_means(values, clusters, weights), float(np.dot(values, weights)), len(set(clusters))
-    alike = draws.std() == 0 or (n == len(units) and set(values) <= {0, 1})
-    low, high = wilson(score * n, n) if alike else middle(draws)
-    result |= dict(score=100 * score, interval=[100 * low, 100 * high], tokens=bm.mean([x["tokens"] for x in said]))
-    shares = dict(unparsed=[not x["read"] for x in said], cut_off=[not x["finished"] for x in said])
-    return result | {name: bm.mean(xs) for name, xs in shares.items()}, units, draws
-
-
-def score_cells(r: dict, digits: int) -> list[str]:
-    """Score and interval as texts; n/a where there is none."""
-    if r["score"] is None:
-        return ["n/a", ""]
-    low, high = r["interval"]
-    return [f"{r['score']:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"]
-
-
-def markdown(out: dict) -> str:
-    """results.md: one line a benchmark in the paper's order, the paper's numbers beside ours, then everything else."""
-    table = [["benchmark", "score", "95 %", "counted", "unparsed", "cut off", "tokens", *PAPER]]
-    table.append(["---"] * len(table[0]))
-    for name, reported in zip(BENCHMARKS, zip(*PAPER.values(), strict=True), strict=True):
-        r, rest = out["benchmarks"].get(name, {"score": None}), [""] * 4
-        if r["score"] is not None:
-            rest = [r["n"], f"{r['unparsed']:.3f}", f"{r['cut_off']:.3f}", f"{r['tokens']:.0f}"]
-        table.append([name, *score_cells(r, 1), *rest, *reported])
-    means = [f"{np.mean(x):.1f}" for x in PAPER.values()]
-    table.append([f"mean of {out['mean']['count']}", *score_cells(out["mean"], 1), *[""] * 4, *means])
-    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in table]
-    lines += ["", "The last columns are reported elsewhere: the paper's 7B student, mean of 14, another evaluator."]
-    lines += ["Only runs of this one compare. n/a: no file, no answers, or no judge.", ""]
-    for r in out["benchmarks"].values():
-        for file, found in r["files"].items():
-            lines += [f"- {file}: {json.dumps(record)}" for record in found["records"]]
-            lines += [f"- {file}: {text}" for text in found["wrong"][:8]]
-    rest = {k: v for k, v in out.items() if k not in ("benchmarks", "mean")}
-    return "\n".join([*lines, "", "```", json.dumps(rest, indent=1, ensure_ascii=False), "```", ""])
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-class Remembering:
-    """A judge that keeps its replies in judge.jsonl: scoring again asks nothing twice."""
-
-    def __init__(self, judge, name: str, path: Path):
-        self.judge, self.name, self.path = judge, name, path
-        self.known = {row["key"]: row["reply"] for row in read_lines(path)[0]}
-
-    def ask(self, chats: list, max_tokens: int, temperature: float = 0.0) -> list[str]:
-        """judge.Server's ask."""
-        keys = [run_key(dict(judge=self.name, temperature=temperature), json.dumps(chat)) for chat in chats]
-        new = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in self.known}
-        replies = self.judge.ask(list(new.values()), max_tokens, temperature) if new else []
-        with self.path.open("a") as out:
-            for key, reply in zip(new, replies, strict=True):
-                self.known[key] = reply
-                out.write(json.dumps(dict(key=key, reply=reply)) + "\n")
-        return [self.known[key] for key in keys]
-
-
-def find_tables(data: str, wanted: str, limit: int) -> dict[str, list[bm.Table]]:
-    """{benchmark: its files} of --benchmarks, with the rows to ask. With "all" a file may be absent: its benchmark is
-    n/a, and said so.
-    """
-    names = list(BENCHMARKS) if wanted == "all" else wanted.split(",")
-    for name in names:
-        if name not in BENCHMARKS:
-            raise UserError(f"--benchmarks {name}: unknown; there are all, {', '.join(BENCHMARKS)}")
-    if not Path(data or "?").is_dir():
-        raise UserError(f"--data {data or '(not given)'}: give the folder that holds the benchmark files (see README)")
-    paths = {}
-    for file in (f for name in names for f in BENCHMARKS[name]):
-        places = (Path(data) / x for x in (f"{file}.tsv", f"{file}.jsonl", f"{file}/{file}.json"))
-        paths[file] = next((x for x in places if x.is_file()), None)
-    absent = [file for file, path in paths.items() if path is None]
-    if absent and (wanted != "all" or len(absent) == len(paths)):
-        raise UserError(f"{data}/{absent[0]}.tsv: no such file; the README says where each one comes from")
-    if absent:
-        print(f"warning: n/a, not in {data}: {', '.join(absent)}")
-    there = [name for name in BENCHMARKS if name in names and not set(absent) & set(BENCHMARKS[name])]
-    return {name: [bm.choose(bm.read_table(paths[f]), limit) for f in BENCHMARKS[name]] for name in there}
-
-
-def run_benchmarks(args, judge=None) -> None:
-    """Ask and score, then write results.json, results.md and items.jsonl; where other ranks are still at work, the last
-    one does. `judge`: see bm.score_all.
-    """
-    began, benchmarks = time.time(), find_tables(args.data, args.benchmarks, args.limit)
-    tables = [table for its in benchmarks.values() for table in its]
-    folder = Path(args.into or f"{args.student if Path(args.student).is_dir() else 'runs/' + args.student}-eval")
-    judged_by = f"{args.judge} {args.judge_model}".strip() if args.judge != "rule" else judge and "given"
-    if judged_by and judge is None:
-        judge = Server(args.judge, args.judge_model)
-    if not args.score_only:
-        ask_benchmarks(args, tables, folder)
-    elif not (folder / "settings.json").is_file():
-        raise UserError(f"{folder}/settings.json: no such file; run once without --score-only")
-    settings = json.loads((folder / "settings.json").read_text())
-    found = {table.name: read_predictions(table, settings, folder) for table in tables}
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not args.score_only:
-        for table in tables:
-            if any(row["index"] not in found[table.name][0] for row in table.rows):
-                print(f"{table.name}: other ranks are at work; the last one writes the results (or --score-only does)")
-                return
-    judge = judge and Remembering(judge, judged_by, folder / "judge.jsonl")
-    results, items, draws = {}, [], []
-    for title, its in benchmarks.items():
-        results[title], units, drawn = measure(title, its, found, args.rules, judge)
-        items, draws = items + units, draws + [drawn] * bool(units)
-    scores = {n: r["score"] for n, r in results.items() if r["score"] is not None}
-    total = dict(count=len(scores), score=bm.mean(list(scores.values())), of=list(scores), interval=None)
-    if draws:
-        total["interval"] = [100 * x for x in middle(np.mean(draws, 0))]
-    out = dict(mean=total, benchmarks=results, rules=args.rules, judge=judged_by, limit=args.limit, settings=settings)
-    out["run"] = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
-    write(folder / "items.jsonl", "".join(json.dumps(x) + "\n" for x in items))
-    write(folder / "results.json", json.dumps(out, indent=1, ensure_ascii=False) + "\n")
-    write(folder / "results.md", markdown(out))
-    for name, r in results.items():
-        unparsed = "" if r["score"] is None else f"  unparsed {r['unparsed']:.3f}"
-        print(f"{name}: {'  95 % '.join(filter(None, score_cells(r, 2)))}{unparsed}  n {r['n']}")
-    print(f"mean of {len(scores)}: {score_cells(total, 2)[0]}  ({time.time() - began:.1f} s)")
-    print(f"results: {folder}/results.md")
-
+from eval import boot_means, greedy_answers, load_student, mean, middle, wilson
 
 # ------------------------------------------------------------------------------------------------ what they are
 FILES = {  # public file -> (our name for the benchmark, how an item is scored, the first digits of its md5, rows)
@@ -780,11 +444,6 @@ def units_of(benchmark: str, rows: list[dict], scores: list) -> list[tuple[dict,
     return out
 
 
-def mean(values: list, times: float = 1.0) -> float | None:
-    """The mean; None without values or with one that no judge has given."""
-    return sum(values) / len(values) * times if values and None not in values else None
-
-
 def part(units: list[tuple[dict, float]], column: str, name: str, times: float = 1.0) -> float | None:
     """The mean score of the units whose row has this in a column."""
     return mean([x for row, x in units if cell(row, column) == name], times)
@@ -879,3 +538,383 @@ def judge_chat(benchmark: str, row: dict, said: str) -> list[dict]:
     else:
         text = f"{EXTRACT}Question: {question} | Response: {said} | Final answer:"
     return [{"role": "user", "content": text}]
+
+
+# ------------------------------------------------------------------------------------------------ asking
+PRESETS = {"smoke": 64, "quick": 500, "paper": 0}  # questions a benchmark file; 0: all
+
+
+def limit_pictures(student, args) -> dict:
+    """Set the pixel and tile limits that the flags give -> what holds now. Other than in training: a warning."""
+    it, size = student.image_processor, dict(student.image_processor.size)
+    now = dict(min_pixels=size.get("shortest_edge"), max_pixels=size.get("longest_edge"), max_tiles=None)
+    if hasattr(it, "max_patches"):
+        now["max_tiles"] = it.max_patches if it.crop_to_patches else 1
+    for name, before in now.items():
+        flag, wanted = f"--{name.replace('_', '-')}", getattr(args, name)
+        if wanted and before is None:
+            raise UserError(f"{flag}: this student has no such limit; it has {', '.join(k for k in now if now[k])}")
+        if wanted and wanted != before:
+            print(f"warning: {flag} {wanted}, but the student was trained with {before}")
+            now[name] = wanted
+    if now["max_tiles"]:
+        it.max_patches, it.crop_to_patches = now["max_tiles"], now["max_tiles"] > 1
+    else:
+        it.size = type(it.size)(**size | dict(shortest_edge=now["min_pixels"], longest_edge=now["max_pixels"]))
+    return now
+
+
+def weights_hash(student) -> str:
+    """64 numbers of each tensor: tells students apart in seconds, the same on every rank."""
+    digest = hashlib.sha256()
+    for name, x in sorted(student.hf.state_dict().items()):
+        digest.update(name.encode() + x.flatten()[:: max(1, x.numel() // 64)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def run_key(settings: dict, data: str) -> str:
+    """Names what a text depends on: the settings and the data."""
+    return hashlib.sha256(json.dumps([settings, data], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_lines(path: Path) -> tuple[list[dict], list[int]]:
+    """(objects, numbers of half-written lines) of a JSONL file that a killed process may have left; none without it."""
+    rows, torn = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
+        try:
+            rows += [json.loads(line)] if line else []
+        except ValueError:
+            torn.append(number)
+    return rows, torn
+
+
+def read_predictions(table: Table, settings: dict, folder: Path) -> tuple[dict, list[str]]:
+    """({index: prediction}, what was wrong) of one benchmark file under these settings, from all ranks."""
+    key, found, wrong = run_key(settings, table.md5), {}, []
+    for path in sorted(folder.glob(f"preds.{table.name}.*.jsonl")):
+        rows, torn = read_lines(path)
+        if path.name.split(".")[-3] != key:
+            wrong.append(f"{path}: {len(rows)} predictions of another run key (this one: {key}) are left alone")
+            continue
+        wrong += [f"{path}:{number}: a half-written line is not read" for number in torn]
+        for row in rows:
+            if "text" in row or row["index"] not in found:  # another start may have read what one could not
+                found[row["index"]] = row
+    return found, wrong
+
+
+def encode_rows(student, table: Table, rows: list[dict], settings: dict) -> tuple[dict, dict]:
+    """({index: Prompt}, {index: error}): errors name the row whose picture cannot be read or which is too long."""
+    prompts, errors, limit = {}, {}, student.hf.config.get_text_config().max_position_embeddings
+    for row in rows:
+        try:
+            pictures = table.pictures(row["index"])
+            shown, texts = prompt_of(table.name, row, len(pictures), settings["prompt"], settings["suffix"])
+            prompt = student.encode([pictures[k] for k in shown], texts)
+            if len(prompt.ids) >= limit:
+                raise ValueError(f"{len(prompt.ids)} tokens, the model takes {limit}")
+            prompts[row["index"]] = prompt
+        except UserError as error:
+            errors[row["index"]] = str(error)
+        except ValueError as error:
+            errors[row["index"]] = f"{table.path}: row {row['index']}: {error}"
+    return prompts, errors
+
+
+def ask_file(student, table: Table, settings: dict, folder: Path, batch: int) -> None:
+    """Append this rank's missing greedy answers to preds.NAME.KEY.RANK.jsonl, one JSON line each.
+
+    Which rank asks a row depends on the row and the number of ranks alone, so ranks need not talk; a restart may have
+    another number of them. Rows go by size, so that those of a batch are alike. Out of memory: half the batch, go on.
+    """
+    import torch
+    from tqdm import tqdm
+
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    done = {index for index, row in read_predictions(table, settings, folder)[0].items() if "text" in row}
+    size = {r["index"]: (table.places[r["index"]][-1:], len(cell(r, "question")), r["index"]) for r in table.rows}
+    todo = [index for index in sorted(size, key=size.get, reverse=True)[rank::world] if index not in done]
+    rows, many = {r["index"]: r for r in table.rows}, 2 * batch  # encoded together: their pictures lie in memory
+    path = folder / f"preds.{table.name}.{run_key(settings, table.md5)}.{rank}.jsonl"
+    torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
+    with path.open("a") as out, tqdm(total=len(todo), desc=table.name, delay=2) as bar:
+        out.write("\n" * torn)
+        while todo:
+            part, todo = todo[:many], todo[many:]
+            prompts, errors = encode_rows(student, table, [rows[k] for k in part], settings)
+            names, answers = sorted(prompts, key=lambda k: len(prompts[k].ids)), None
+            while answers is None:
+                try:
+                    asked = [prompts[k] for k in names]
+                    answers = greedy_answers(student, asked, names, settings["max_new_tokens"], batch)
+                except torch.cuda.OutOfMemoryError:
+                    if batch == 1:
+                        raise UserError(f"{table.name}: row {names[-1]} alone does not fit into memory") from None
+                    batch //= 2
+            lines = [dict(index=k, error=error) for k, error in errors.items()]
+            lines += [dict(index=r.question, text=r.text, tokens=len(r.ids), finished=r.finished) for r in answers]
+            out.write("".join(json.dumps(x) + "\n" for x in lines))
+            out.flush()
+            bar.update(len(part))
+
+
+def try_first(student, tables: list[Table], settings: dict, args) -> dict:
+    """Each file's first prompt as text; the first --check questions, alone and in a batch: are the answers the same?"""
+    out = {"first_prompts": {}}
+    for table in tables:
+        rows = table.rows[: 1 if out["first_prompts"] else max(1, args.check)]
+        prompts = list(encode_rows(student, table, rows, settings)[0].values())
+        if args.check and not out["first_prompts"]:
+            names = [str(i) for i in range(len(prompts))]
+            ways = [greedy_answers(student, prompts, names, args.max_new_tokens, n) for n in (1, args.batch)]
+            different = sum(a.text != b.text for a, b in zip(*ways, strict=True))
+            out["batch_check"] = dict(items=len(prompts), batch=args.batch, different=different)
+            print(f"batch check: {json.dumps(out['batch_check'])}")
+        text = student.tokenizer.decode(prompts[0].ids) if prompts else ""  # with "* 9" for nine picture tokens
+        out["first_prompts"][table.name] = re.sub(r"(<[^<>]+>)\1+", lambda m: f"{m[1]}*{len(m[0]) // len(m[1])}", text)
+    return out
+
+
+def ask_benchmarks(args, tables: list[Table], folder: Path) -> None:
+    """Load the student and append the missing predictions; settings.json is what these depend on, run.json the rest."""
+    import torch
+    import transformers
+
+    began, kept, (student, dtype) = time.time(), folder / "settings.json", load_student(args)
+    settings = dict(weights=weights_hash(student), pictures=limit_pictures(student, args), prompt=args.prompt)
+    settings |= dict(suffix=args.suffix, max_new_tokens=args.max_new_tokens, dtype=dtype, decoding="greedy")
+    before = json.loads(kept.read_text()) if kept.is_file() else settings
+    if before != settings:
+        count = sum(path.read_bytes().count(b"\n") for path in folder.glob("preds.*.jsonl"))
+        other = ", ".join(f"{k} {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v)
+        raise UserError(f"{folder}: holds {count} predictions of another run key ({other}); give another --into")
+    folder.mkdir(parents=True, exist_ok=True)
+    write(kept, json.dumps(settings) + "\n")
+    first = os.environ.get("RANK", "0") == "0"
+    run = dict(student=args.student, batch=args.batch) | (try_first(student, tables, settings, args) if first else {})
+    for table in tables:
+        ask_file(student, table, settings, folder, args.batch)
+    if first:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+        run |= dict(commit=done.stdout.strip(), attention=student.hf.config._attn_implementation)
+        run |= dict(torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__)
+        run |= dict(device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine())
+        run |= dict(python=platform.python_version(), seconds=round(time.time() - began, 1))
+        write(folder / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+def measure_file(table: Table, found: dict, wrong: list[str], rules: str, judge) -> tuple[dict, list, list]:
+    """Score one benchmark file, `found` being its predictions by index -> (what results.json says of it, its
+    [(row, score)] of what is counted, the predictions counted).
+
+    A unit with a missing answer or an unreadable picture is left out of the mean and counted, never scored 0.
+    """
+    name, mine = table.name, {r["index"]: found.get(r["index"], {}) for r in table.rows}
+    missing, bad = [k for k, x in mine.items() if not x], [x["error"] for x in mine.values() if "error" in x]
+    lost = {unit_of(name, r) for r in table.rows if "text" not in mine[r["index"]]}
+    rows = [r for r in table.rows if unit_of(name, r) not in lost]
+    said = [mine[r["index"]] for r in rows]
+    scored = score_all(name, rows, [x["text"] for x in said], rules, judge)
+    final = score_all(name, rows, [final_answer(x["text"]) for x in said], rules)
+    if judge is None and kind_of(name) == "math":
+        scored = [x | {"score": None} for x in scored]  # without a judge only part of the answers can be read
+    units, finals = (units_of(name, rows, [x["score"] for x in it]) for it in (scored, final))
+    *_, md5, count = FILES[name]
+    wrong = [*wrong, *table.wrong, *bad]
+    if table.count != count:
+        wrong.insert(0, f"{table.path}: {table.count} rows, the public file has {count}")
+    if not table.md5.startswith(md5):
+        wrong.insert(0, f"{table.path}: md5 {table.md5[:8]}, the public file has {md5}")
+    if missing:
+        wrong.insert(0, f"{name}: {len(missing)} rows have no answer, such as {missing[0]}")
+    for line in [*wrong[:8], *[f"{name}: {len(wrong) - 8} more, in results.json"] * (len(wrong) > 8)]:
+        print(f"warning: {line}")
+    out = dict(md5=table.md5, rows=table.count, torn=len(table.wrong), unreadable=len(bad), missing=len(missing))
+    out["records"] = records_of(name, rows, [x["score"] for x in scored]) if rows else []
+    out |= dict(score_of_final_answers=mean([x for _, x in finals], 100), wrong=wrong)
+    return out, units, [p | {"read": x["extracted"] is not False} for p, x in zip(said, scored, strict=True)]
+
+
+def measure(title: str, tables: list[Table], found: dict, rules: str, judge=None) -> tuple[dict, list, np.ndarray]:
+    """Score one benchmark -> (result, its units for items.jsonl, bootstrapped scores). Its files weigh the same."""
+    files, units, said = {}, [], []
+    for table in tables:
+        files[table.name], counted, texts = measure_file(table, *found[table.name], rules, judge)
+        weight = 1 / max(1, len(counted)) / len(tables)
+        for row, score in counted:
+            unit = unit_of(table.name, row)
+            # what is drawn together: rows about one picture; the same question of MMMU-Pro's two files
+            cluster = unit if len(tables) > 1 else table.twin[row["index"]]
+            name = f"{table.name}:{unit}"
+            units.append(dict(benchmark=title, unit=name, cluster=cluster, score=score, weight=weight))
+        said += texts
+    result, values = dict(score=None, n=len(units), files=files), [u["score"] for u in units]
+    if not units or None in values:
+        return result, [], np.array([])
+    weights, clusters = [u["weight"] for u in units], [u["cluster"] for u in units]
+    draws, score, n = boot_means(values, clusters, weights), float(np.dot(values, weights)), len(set(clusters))
+    alike = draws.std() == 0 or (n == len(units) and set(values) <= {0, 1})
+    low, high = wilson(score * n, n) if alike else middle(draws)
+    result |= dict(score=100 * score, interval=[100 * low, 100 * high], tokens=mean([x["tokens"] for x in said]))
+    shares = dict(unparsed=[not x["read"] for x in said], cut_off=[not x["finished"] for x in said])
+    return result | {name: mean(xs) for name, xs in shares.items()}, units, draws
+
+
+def score_cells(r: dict, digits: int) -> list[str]:
+    """Score and interval as texts; n/a where there is none."""
+    if r["score"] is None:
+        return ["n/a", ""]
+    low, high = r["interval"]
+    return [f"{r['score']:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"]
+
+
+def markdown(out: dict) -> str:
+    """results.md: one line a benchmark in the paper's order, the paper's numbers beside ours, then everything else."""
+    table = [["benchmark", "score", "95 %", "counted", "unparsed", "cut off", "tokens", *PAPER]]
+    table.append(["---"] * len(table[0]))
+    for name, reported in zip(BENCHMARKS, zip(*PAPER.values(), strict=True), strict=True):
+        r, rest = out["benchmarks"].get(name, {"score": None}), [""] * 4
+        if r["score"] is not None:
+            rest = [r["n"], f"{r['unparsed']:.3f}", f"{r['cut_off']:.3f}", f"{r['tokens']:.0f}"]
+        table.append([name, *score_cells(r, 1), *rest, *reported])
+    means = [f"{np.mean(x):.1f}" for x in PAPER.values()]
+    table.append([f"mean of {out['mean']['count']}", *score_cells(out["mean"], 1), *[""] * 4, *means])
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in table]
+    lines += ["", "The last columns are reported elsewhere: the paper's 7B student, mean of 14, another evaluator."]
+    lines += ["Only runs of this one compare. n/a: no file, no answers, or no judge.", ""]
+    for r in out["benchmarks"].values():
+        for file, found in r["files"].items():
+            lines += [f"- {file}: {json.dumps(record)}" for record in found["records"]]
+            lines += [f"- {file}: {text}" for text in found["wrong"][:8]]
+    rest = {k: v for k, v in out.items() if k not in ("benchmarks", "mean")}
+    return "\n".join([*lines, "", "```", json.dumps(rest, indent=1, ensure_ascii=False), "```", ""])
+
+
+class Remembering:
+    """A judge that keeps its replies in judge.jsonl: scoring again asks nothing twice."""
+
+    def __init__(self, judge, name: str, path: Path):
+        self.judge, self.name, self.path = judge, name, path
+        self.known = {row["key"]: row["reply"] for row in read_lines(path)[0]}
+
+    def ask(self, chats: list, max_tokens: int, temperature: float = 0.0) -> list[str]:
+        """judge.Server's ask."""
+        keys = [run_key(dict(judge=self.name, temperature=temperature), json.dumps(chat)) for chat in chats]
+        new = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in self.known}
+        replies = self.judge.ask(list(new.values()), max_tokens, temperature) if new else []
+        with self.path.open("a") as out:
+            for key, reply in zip(new, replies, strict=True):
+                self.known[key] = reply
+                out.write(json.dumps(dict(key=key, reply=reply)) + "\n")
+        return [self.known[key] for key in keys]
+
+
+def find_tables(data: str, wanted: str, limit: int) -> dict[str, list[Table]]:
+    """{benchmark: its files} of --benchmarks, with the rows to ask. With "all" a file may be absent: its benchmark is
+    n/a, and said so.
+    """
+    names = list(BENCHMARKS) if wanted == "all" else wanted.split(",")
+    for name in names:
+        if name not in BENCHMARKS:
+            raise UserError(f"--benchmarks {name}: unknown; there are all, {', '.join(BENCHMARKS)}")
+    if not Path(data or "?").is_dir():
+        raise UserError(f"--data {data or '(not given)'}: give the folder that holds the benchmark files (see README)")
+    paths = {}
+    for file in (f for name in names for f in BENCHMARKS[name]):
+        places = (Path(data) / x for x in (f"{file}.tsv", f"{file}.jsonl", f"{file}/{file}.json"))
+        paths[file] = next((x for x in places if x.is_file()), None)
+    absent = [file for file, path in paths.items() if path is None]
+    if absent and (wanted != "all" or len(absent) == len(paths)):
+        raise UserError(f"{data}/{absent[0]}.tsv: no such file; the README says where each one comes from")
+    if absent:
+        print(f"warning: n/a, not in {data}: {', '.join(absent)}")
+    there = [name for name in BENCHMARKS if name in names and not set(absent) & set(BENCHMARKS[name])]
+    return {name: [choose(read_table(paths[f]), limit) for f in BENCHMARKS[name]] for name in there}
+
+
+def run_benchmarks(args, judge=None) -> None:
+    """Ask and score, then write results.json, results.md and items.jsonl; where other ranks are still at work, the last
+    one does. `judge`: see score_all.
+    """
+    began, benchmarks = time.time(), find_tables(args.data, args.benchmarks, args.limit)
+    tables = [table for its in benchmarks.values() for table in its]
+    folder = Path(args.into or f"{args.student if Path(args.student).is_dir() else 'runs/' + args.student}-eval")
+    judged_by = f"{args.judge} {args.judge_model}".strip() if args.judge != "rule" else judge and "given"
+    if judged_by and judge is None:
+        judge = Server(args.judge, args.judge_model)
+    if not args.score_only:
+        ask_benchmarks(args, tables, folder)
+    elif not (folder / "settings.json").is_file():
+        raise UserError(f"{folder}/settings.json: no such file; run once without --score-only")
+    settings = json.loads((folder / "settings.json").read_text())
+    found = {table.name: read_predictions(table, settings, folder) for table in tables}
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not args.score_only:
+        for table in tables:
+            if any(row["index"] not in found[table.name][0] for row in table.rows):
+                print(f"{table.name}: other ranks are at work; the last one writes the results (or --score-only does)")
+                return
+    judge = judge and Remembering(judge, judged_by, folder / "judge.jsonl")
+    results, items, draws = {}, [], []
+    for title, its in benchmarks.items():
+        results[title], units, drawn = measure(title, its, found, args.rules, judge)
+        items, draws = items + units, draws + [drawn] * bool(units)
+    scores = {n: r["score"] for n, r in results.items() if r["score"] is not None}
+    total = dict(count=len(scores), score=mean(list(scores.values())), of=list(scores), interval=None)
+    if draws:
+        total["interval"] = [100 * x for x in middle(np.mean(draws, 0))]
+    out = dict(mean=total, benchmarks=results, rules=args.rules, judge=judged_by, limit=args.limit, settings=settings)
+    out["run"] = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
+    write(folder / "items.jsonl", "".join(json.dumps(x) + "\n" for x in items))
+    write(folder / "results.json", json.dumps(out, indent=1, ensure_ascii=False) + "\n")
+    write(folder / "results.md", markdown(out))
+    for name, r in results.items():
+        unparsed = "" if r["score"] is None else f"  unparsed {r['unparsed']:.3f}"
+        print(f"{name}: {'  95 % '.join(filter(None, score_cells(r, 2)))}{unparsed}  n {r['n']}")
+    print(f"mean of {len(scores)}: {score_cells(total, 2)[0]}  ({time.time() - began:.1f} s)")
+    print(f"results: {folder}/results.md")
+
+
+PAPER = {  # the paper's 7B student (arXiv 2510.19307), measured by its authors' evaluator: beside ours, not against it
+    "base": (83.9, 87.3, 67.8, 83.5, 83.4, 71.8, 63.7, 55.0, 38.3, 63.9, 56.4, 77.0, 70.4, 68.5),
+    "GRPO": (84.1, 88.8, 69.0, 83.8, 83.9, 72.8, 63.9, 56.2, 40.3, 65.2, 58.9, 77.4, 70.6, 69.4),
+    "Dr.GRPO": (84.5, 90.0, 69.5, 84.3, 84.4, 73.5, 64.2, 57.2, 41.8, 66.3, 60.7, 78.0, 70.9, 70.3),
+    "RIL": (86.1, 95.6, 79.7, 86.3, 86.5, 80.4, 71.1, 65.7, 48.5, 71.1, 70.0, 80.5, 72.8, 72.8),
+}
+
+
+def main(argv: list[str] | None = None, judge=None) -> None:
+    """The command line. `judge` stands in for the server that --judge names."""
+    parser = Flags(__doc__)
+    parser.add_argument("--student", default="", help="a folder such as runs/NAME/student")
+    parser.add_argument("--into", default="", help="a folder for what is found [beside the student]")
+    parser.add_argument("--data", default="", help="the folder of benchmark files")
+    parser.add_argument("--benchmarks", default="all", help=f"all, or some of {','.join(BENCHMARKS)} [all]")
+    parser.add_argument("--judge", default="rule", help="for MM-Vet and MathVista a server, http://HOST/v1")
+    parser.add_argument("--judge-model", default="", help="the model to ask that server for")
+    parser.add_argument("--max-new-tokens", type=int, default=2048)
+    parser.add_argument("--preset", default="paper", choices=PRESETS, help="questions a file: 64, 500 or all [paper]")
+    parser.add_argument("--limit", type=int, default=0, help="questions a file, in place of the preset's")
+    parser.add_argument("--rules", default="2025-10", choices=RULES, help="whose scoring [2025-10]")
+    parser.add_argument("--prompt", default="kit", choices=PROMPTS, help="prompt style [kit]")
+    parser.add_argument("--suffix", default="", help="text behind every prompt, such as the one of training")
+    parser.add_argument("--min-pixels", type=int, default=0, help="a picture's [as in training]")
+    parser.add_argument("--max-pixels", type=int, default=0, help="a picture's [as in training]")
+    parser.add_argument("--max-tiles", type=int, default=0, help="a picture's [as in training]")
+    parser.add_argument("--batch", type=int, default=64, help="questions answered together")
+    parser.add_argument("--check", type=int, default=8, help="first questions to answer alone and in a batch; 0: none")
+    parser.add_argument("--dtype", default="", choices=("", "fp32", "bf16"), help="[bf16 on a GPU, else fp32]")
+    parser.add_argument("--score-only", action="store_true", help="score the predictions that are there; no model")
+    args = parser.parse_args(argv)
+    if not args.student and not (args.score_only and args.into):
+        raise UserError("--student is missing: give a folder such as runs/demo/student")
+    if min(args.max_new_tokens, args.batch) < 1 or min(args.limit, args.check) < 0:
+        raise UserError("--limit, --check: at least 0; --max-new-tokens, --batch: at least 1")
+    args.limit = args.limit or PRESETS[args.preset]
+    run_benchmarks(args, judge)
+
+
+if __name__ == "__main__":
+    # read when torch is imported, which happens above on demand (train.py says why)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
+    run_command(main)

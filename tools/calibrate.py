@@ -1,6 +1,9 @@
-"""tools.calibrate."""
+"""A judge against labelled responses: how often does it agree with a person?
 
-from data import Question, UserError, read_jsonl
+python -m tools.calibrate results/judge_cases.jsonl --judge rule
+"""
+
+from data import Flags, Question, UserError, read_jsonl, run_command
 from eval import device_here, wilson
 from judge import Judge
 
@@ -39,3 +42,16 @@ def calibrate(path: str, names: list[str]) -> None:
                 low, high = wilson(n[part], n[whole])
                 what, share = part.replace("right", "accuracy").replace("_", " "), n[part] / max(n[whole], 1)
                 print(f"{name} against {against}: {what} {n[part]}/{n[whole]} = {share:.3f} [{low:.3f}, {high:.3f}]")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("cases", help="JSONL of question, answer, response, label (1: right)")
+    parser.add_argument("--judge", default="rule", help="a judge, or several: rule,FOLDER,http://HOST/v1 [rule]")
+    args = parser.parse_args(argv)
+    calibrate(args.cases, args.judge.split(","))
+
+
+if __name__ == "__main__":
+    run_command(main)

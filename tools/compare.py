@@ -1,14 +1,17 @@
-"""tools.compare."""
+"""Is B better than A? Two runs, or two comma lists of runs (several seeds a side).
+
+python -m tools.compare runs/A runs/B
+python -m tools.compare base-eval ril-eval --into compared      # two folders of tools.benchmarks
+"""
 
 import json
 import math
 from pathlib import Path
 
-import benchmarks as bm
 import numpy as np
 
-from data import UserError
-from eval import boot_means, middle, over_seeds
+from data import Flags, UserError, run_command, write
+from eval import boot_means, mean, middle, over_seeds
 from tools.benchmarks import read_lines
 
 
@@ -95,7 +98,7 @@ def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:
         out[name]["holm"] = p
     if len(out) > 1:
         interval = [100 * x for x in middle(np.mean(all_draws, 0))]
-        out["mean"] = dict(difference=bm.mean([r["difference"] for r in out.values()]), interval=interval)
+        out["mean"] = dict(difference=mean([r["difference"] for r in out.values()]), interval=interval)
     return out
 
 
@@ -115,3 +118,20 @@ def show_comparison(found: dict) -> None:
         for which in ("won", "lost"):
             if r.get(which):
                 print(f"    {which}: {', '.join(r[which + '_first'])}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; prints a table, and writes compare.json into --into."""
+    parser = Flags(__doc__)
+    parser.add_argument("sides", nargs=2, metavar="RUN", help="a run or a folder of tools.benchmarks; A1,A2: seeds")
+    parser.add_argument("--into", default="", help="a folder for compare.json")
+    args = parser.parse_args(argv)
+    found = compare(*([Path(x) for x in side.split(",") if x] for side in args.sides))
+    show_comparison(found)
+    if args.into:
+        (into := Path(args.into)).mkdir(parents=True, exist_ok=True)
+        write(into / "compare.json", json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,18 +1,31 @@
-"""tools.pilot."""
+"""Three steps of every stage, then a page of checks: before a night's run.
+
+torchrun --nproc_per_node 8 -m tools.pilot --student qwen2.5-vl-7b        # and any other flag of train.py
+"""
 
 import itertools
+import os
 import resource
 import statistics
+import sys
+from dataclasses import replace
+
+if __name__ == "__main__":  # read when torch is imported (train.py says why)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 
 import torch
 from transformers import GenerationConfig
 
+from config import parse
+from data import run_command
 from engine.memory import CONTEXT, asked_here, most_gb, teacher_phase
+from engine.run import split
 from engine.sharding import ranks
 from model import pack, trunk
 from rollout import GREEDY, rollout
 from tools.bench import with_kinds
 from tools.plan import step_seconds
+from train import run_all
 
 
 # ------------------------------------------------------------------------------------------------ the pilot's page
@@ -83,3 +96,17 @@ def pilot(run, questions: list) -> None:
     page = "\n".join(["# pilot", "", *(f"- {x}" for x in lines)]) + "\n"
     run.write("pilot.md", page)
     print(page)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line: the flags of train.py. The run is named NAME-pilot."""
+    argv = sys.argv[1:] if argv is None else argv
+    cfg = parse(argv)
+    few = dict(pool=64, valid_questions=16, test_questions=16, steps=3, eval_every=0, pilot=True)
+    few |= dict(d_steps=min(3, cfg.d_steps), sft_steps=min(30, cfg.sft_steps))
+    run = run_all(replace(cfg, run=f"{cfg.run}-pilot", **few), argv)
+    pilot(run, split(run.cfg)["train"][:8])
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,9 +1,14 @@
-"""tools.plan."""
+"""What fits and how long it takes, before anything is loaded; every number is an estimate.
 
+python -m tools.plan --student qwen2.5-vl-7b --gpus 8 --gpu-memory 80     # and any other flag of train.py
+"""
+
+import argparse
+import dataclasses
 import math
 
-from config import frozen_parts, pretraining_samples
-from data import read_jsonl
+from config import frozen_parts, parse, pretraining_samples
+from data import read_jsonl, run_command
 from engine.memory import (
     KERNELS,
     LAUNCH,
@@ -21,7 +26,7 @@ from engine.memory import (
 )
 
 # ------------------------------------------------------------------------------------------------ the plan
-# What the plan assumes of a GPU; every number is an estimate that --pilot replaces by a measured one.
+# What the plan assumes of a GPU; every number is an estimate that tools.pilot replaces by a measured one.
 TFLOPS, BANDWIDTH = 400e12, 2.0e12  # matrix products; bytes/s of its own memory
 
 
@@ -144,7 +149,20 @@ def print_plan(cfg) -> None:
     print(f"{HOST / 1e12:.2f} TB/s to the host, {LAUNCH * 1e6:.0f} microseconds a kernel of a decoded token,")
     served = f"served teachers at {TEACHER_TOKENS:.0f} tokens/s"
     print(f"{served}, {cfg.teacher_samples} responses a question and teacher (the paper: 16).")
-    print("--pilot measures instead.")
+    print("tools.pilot measures instead.")
     verdict = "does not fit: take more or larger GPUs, a smaller student, or a served judge"
     verdict = f"fits with --offload {offload}" if offload else verdict
     print(f"{cfg.student} on {cfg.gpus} GPUs of {cfg.gpu_memory:.0f} GB: {verdict}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line: --gpus, --gpu-memory, and the flags of train.py."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--gpus", type=int, default=8)
+    own.add_argument("--gpu-memory", type=float, default=80.0)
+    args, rest = own.parse_known_args(argv)
+    print_plan(dataclasses.replace(parse(rest), gpus=args.gpus, gpu_memory=args.gpu_memory))
+
+
+if __name__ == "__main__":
+    run_command(main)

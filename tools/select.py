@@ -1,22 +1,29 @@
-"""tools.select."""
+"""The paper's curation of the question pool: which of your questions are worth training on.
 
+python -m tools.select --data pool.jsonl --keep 40000 --student qwen2.5-vl-7b --teachers qwen2.5-vl-72b
+"""
+
+import argparse
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import teacher_names
-from data import Question, slices
+from config import parse, teacher_names
+from data import Question, UserError, run_command, slices
 from engine.run import Run, kept_rows, questions_in
 from engine.sharding import deal, everyone, everyone_of, ranks
 from model import VLM, pack
 from rollout import PURE, rollout
 from teachers import teacher_model
+from train import check_players, check_questions, set_up
 
 
-def select(run: Run) -> None:
+def select(run: Run, score: str, keep: int) -> None:
     """The paper's curation of the question pool: drop over-long ones, score the others, keep the best.
 
     log-prob: the teacher's mean log-probability of the reference answer minus the student's (what the teacher knows and
@@ -26,7 +33,7 @@ def select(run: Run) -> None:
     questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns)
     scores = {r["question"]: r["score"] for r in kept_rows(run, file)}
     student = run.whole(cfg.student)
-    teacher = teacher_model(teacher_names(cfg)[0], run) if cfg.select == "log-prob" else None
+    teacher = teacher_model(teacher_names(cfg)[0], run) if score == "log-prob" else None
     limit = student.hf.config.get_text_config().max_position_embeddings
     todo = [q for q in questions if q.id not in scores]
     for part in tqdm(slices(len(todo), 32 * ranks()[1]), "select", disable=not run.first):
@@ -36,7 +43,7 @@ def select(run: Run) -> None:
             fits = size <= cfg.max_new_tokens and len(student.encode_question(q).ids) + cfg.max_new_tokens < limit
             rows.append(dict(question=q.id, score=None))
             asked += [q] if fits else []
-        if cfg.select == "log-prob":
+        if score == "log-prob":
             most = max(everyone_of(len(asked)))  # every rank has to pass the sharded teacher equally often
             padded = asked + [Question("-", (), "-", "-")] * (most - len(asked))
             found = [a - b for a, b in zip(answer_logps(teacher, padded), answer_logps(student, padded), strict=True)]
@@ -53,9 +60,9 @@ def select(run: Run) -> None:
             with file.open("a") as out:
                 out.write("".join(json.dumps(r) + "\n" for r in rows))
     ranked = sorted((q for q in questions if scores[q.id] is not None), key=lambda q: -scores[q.id])
-    if cfg.select == "pass-rate":
+    if score == "pass-rate":
         ranked = [q for q in questions if scores[q.id] is not None and 0 < scores[q.id] < 1]
-    kept = {q.id for q in (ranked[: cfg.keep] if cfg.keep > 2 else ranked)}
+    kept = {q.id for q in (ranked[: keep or None])}
     lines = [
         dict(id=q.id, images=[str(Path(x).resolve()) for x in q.images], question=q.text, answer=q.answer)
         for q in questions
@@ -83,3 +90,24 @@ def answer_logps(vlm: VLM, questions: list) -> list[float]:
         logps = vlm(batch)
         out += (logps.sum(1) / batch.mask.sum(1)).tolist()
     return out
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line: --keep, --score, and the flags of train.py."""
+    argv = sys.argv[1:] if argv is None else argv
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--keep", type=int, default=0)
+    own.add_argument("--score", default="log-prob", choices=("log-prob", "pass-rate"))
+    args, rest = own.parse_known_args(argv)
+    cfg = parse(rest, teachers=args.score == "log-prob")
+    if not cfg.data:
+        raise UserError("--data is missing: your questions, of which some are selected")
+    if args.score == "pass-rate":
+        cfg = replace(cfg, teacher_use="none", discriminator="none")
+    set_up(cfg)
+    check_questions(cfg, check_players(cfg))
+    select(Run(cfg, argv), args.score, args.keep)
+
+
+if __name__ == "__main__":
+    run_command(main)
