@@ -26,8 +26,6 @@ import unicodedata
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import bench
-import benchmarks as bm
 import numpy as np
 import pytest
 import torch
@@ -36,14 +34,31 @@ from run import refreshed, without_host
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
 
+import config
 import data
 import discriminator as disc
+import engine.families as families
+import engine.loading as loading
+import engine.memory as memory
+import engine.report as report
+import engine.served as clients
+import engine.sharding as sharding
 import eval as ev
 import grpo
 import judge as jd
 import model
 import rollout as ro
 import teachers
+import tiny.lessons as tiny_lessons
+import tiny.models as tiny_models
+import tiny.world as tiny_world
+import tools.bench as bench
+import tools.benchmarks as bm
+import tools.calibrate as calibration
+import tools.compare as comparison
+import tools.pilot as pilot
+import tools.plan as plan
+import tools.select as selection
 import train
 from results import judge_cases
 from results.collect import collect
@@ -68,8 +83,8 @@ def command(cwd: Path, *flags: str) -> None:
 
 def questions_of_all_shapes() -> list[data.Question]:
     """Text-only, one picture of two sizes, two pictures: what may lie side by side in a batch."""
-    world = data.world_questions("train", 3)
-    wide = data.world_questions("train", 1, cell=14)[0].images[0].resize((56, 42))
+    world = tiny_world.world_questions("train", 3)
+    wide = tiny_world.world_questions("train", 1, cell=14)[0].images[0].resize((56, 42))
     return [
         *world,
         data.Question("text", (), "how many red circle are in a row?", "3"),
@@ -81,7 +96,7 @@ def questions_of_all_shapes() -> list[data.Question]:
 def own_questions(folder: Path, count: int = 40, without: int = 0) -> str:
     """A JSONL file of tiny-world questions with their pictures; every `without`-th has none."""
     lines = []
-    for i, q in enumerate(data.world_questions("train", count, seed=5)):
+    for i, q in enumerate(tiny_world.world_questions("train", count, seed=5)):
         q.images[0].save(folder / f"{i}.png")
         picture = {} if without and i % without == 0 else dict(image=f"{i}.png")
         lines.append(json.dumps(dict(id=q.id, question=q.text, answer=q.answer, **picture)))
@@ -91,7 +106,7 @@ def own_questions(folder: Path, count: int = 40, without: int = 0) -> str:
 
 def speaking(name: str, seed: int = 1) -> model.VLM:
     """A random student whose texts vary and end: the head's rows are scaled, the end token is made likely."""
-    vlm = model.load(name, seed)
+    vlm = loading.load(name, seed)
     vlm.hf.lm_head.weight = torch.nn.Parameter(vlm.hf.lm_head.weight.detach().clone())
     with torch.no_grad():
         vlm.hf.lm_head.weight.mul_(4)
@@ -111,7 +126,7 @@ def stock_inputs(vlm: model.VLM, prompt: model.Prompt, ids: torch.Tensor) -> dic
 
 @pytest.fixture(scope="module", params=STUDENTS)
 def vlm(request):
-    return model.load(request.param, 1)
+    return loading.load(request.param, 1)
 
 
 @pytest.fixture(scope="module", params=STUDENTS)
@@ -143,8 +158,8 @@ def test_boards_of_the_splits_never_meet():
     boards = {}
     for split in ("train", "valid", "test"):
         rng = __import__("random").Random(7)
-        scenes = [data.draw_scene(rng) for _ in range(4000)]
-        boards[split] = {str(s) for s in scenes if data.scene_split(s) == split}
+        scenes = [tiny_world.draw_scene(rng) for _ in range(4000)]
+        boards[split] = {str(s) for s in scenes if tiny_world.scene_split(s) == split}
     assert all(len(b) > 200 for b in boards.values())
     assert not boards["train"] & boards["test"] and not boards["train"] & boards["valid"]
     assert not boards["valid"] & boards["test"]
@@ -152,22 +167,22 @@ def test_boards_of_the_splits_never_meet():
 
 def test_lessons_show_training_boards_only(monkeypatch):
     seen = []
-    real = data.paint
-    monkeypatch.setattr(data, "paint", lambda scene, *a: seen.append(scene) or real(scene, *a))
-    data.world_lessons(0, 0, 40, 1)
-    data.world_questions("test", 5)
-    assert {data.scene_split(s) for s in seen[:40]} == {"train"} and {data.scene_split(s) for s in seen[40:]} == {
-        "test"
-    }
+    real = tiny_world.paint
+    monkeypatch.setattr(tiny_world, "paint", lambda scene, *a: seen.append(scene) or real(scene, *a))
+    tiny_world.world_lessons(0, 0, 40, 1)
+    tiny_world.world_questions("test", 5)
+    assert {tiny_world.scene_split(s) for s in seen[:40]} == {"train"} and {
+        tiny_world.scene_split(s) for s in seen[40:]
+    } == {"test"}
 
 
 def test_world_answers_are_right_by_counting():
     rng = __import__("random").Random(3)
     for _ in range(200):
-        scene = data.draw_scene(rng)
-        q = data.ask(scene, rng, "count")
+        scene = tiny_world.draw_scene(rng)
+        q = tiny_world.ask(scene, rng, "count")
         word = q["text"].removeprefix("how many ").removesuffix("?").removesuffix(" things")
-        single = {v: k for k, v in data.SHAPES.items()}.get(word, word)
+        single = {v: k for k, v in tiny_world.SHAPES.items()}.get(word, word)
         assert q["answer"] == str(sum(single in (t.color, t.shape) for t in scene))
         assert all(jd.rule_judge(data.Question("x", (), q["text"], q["answer"]), r) for r in q["replies"].values())
 
@@ -437,13 +452,13 @@ def test_tokenizer_holds_any_text(vlm):
 
 @pytest.mark.parametrize("name, tokens", [("tiny-qwen", 5), ("tiny-internvl", 7)])
 def test_a_world_word_is_one_token_or_one_for_every_five_characters(name, tokens):
-    tok = model.load(name).tokenizer
+    tok = loading.load(name).tokenizer
     assert len(tok("how many yellow things?")["input_ids"]) == tokens
 
 
 def test_text_crosses_between_the_families_and_tokens_do_not():
-    one, other = (model.load(name, 1) for name in STUDENTS)
-    texts = [t for q in data.world_questions("train", 20) for t in q.meta["replies"].values()] + ["Größe: 5 µm"]
+    one, other = (loading.load(name, 1) for name in STUDENTS)
+    texts = [t for q in tiny_world.world_questions("train", 20) for t in q.meta["replies"].values()] + ["Größe: 5 µm"]
     for text in texts:
         there = other.reply_ids(one.text(one.reply_ids(text)))
         assert other.text(there) == text and one.text(one.reply_ids(other.text(there))) == text
@@ -454,9 +469,9 @@ def test_text_crosses_between_the_families_and_tokens_do_not():
 
 
 def test_a_picture_of_several_tiles_has_image_tokens_for_each_and_equals_stock():
-    vlm = model.load("tiny-internvl", 1)
+    vlm = loading.load("tiny-internvl", 1)
     vlm.image_processor.crop_to_patches = True
-    picture = data.world_questions("train", 1)[0].images[0]
+    picture = tiny_world.world_questions("train", 1)[0].images[0]
     prompt = vlm.encode([picture.resize((84, 42)), picture], "what is this?")
     tiles = len(prompt.pixels["pixel_values"])
     assert tiles == 2 + 1 + 1  # the wide picture: two tiles and the whole; the square one: one tile
@@ -489,7 +504,7 @@ def test_names_of_families_stand_in_the_model_file_only():
 
 
 def test_exported_folder_is_what_stock_from_pretrained_reads(vlm, tmp_path):
-    model.save(vlm, tmp_path / "out")
+    loading.save(vlm, tmp_path / "out")
     stock, info = vlm.family.model.from_pretrained(tmp_path / "out", dtype=torch.bfloat16, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     for (name, a), b in zip(vlm.hf.named_parameters(), stock.parameters(), strict=True):
@@ -498,14 +513,14 @@ def test_exported_folder_is_what_stock_from_pretrained_reads(vlm, tmp_path):
 
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as f:
         assert "lm_head.weight" not in f.keys()  # noqa: SIM118  (tied weights are stored once)
-    again = model.load(tmp_path / "out")
+    again = loading.load(tmp_path / "out")
     assert again.banned_ids == vlm.banned_ids and again.ends == vlm.ends
     q = questions_of_all_shapes()[-1]
     assert torch.equal(again.encode_question(q).ids, vlm.encode_question(q).ids)
 
 
 def test_damaged_or_unknown_folders_are_refused_by_name(vlm, tmp_path):
-    model.save(vlm, tmp_path / "out")
+    loading.save(vlm, tmp_path / "out")
     weights = load_file(tmp_path / "out" / "model.safetensors")
     gone = sorted(weights)[3]
     kept = weights.pop(gone)
@@ -516,13 +531,13 @@ def test_damaged_or_unknown_folders_are_refused_by_name(vlm, tmp_path):
     ):
         save_file(weights_there, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(data.UserError, match=says):
-            model.load(tmp_path / "out")
+            loading.load(tmp_path / "out")
     whole = (tmp_path / "out" / "model.safetensors").read_bytes()
     (tmp_path / "out" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(data.UserError, match=r"model.safetensors: damaged .*copy it anew"):
-        model.load(tmp_path / "out")
+        loading.load(tmp_path / "out")
     with pytest.raises(data.UserError, match="neither a folder"):
-        model.load("tiny-qwne")
+        loading.load("tiny-qwne")
 
 
 # ------------------------------------------------------------------------------------------------ rollout.py
@@ -614,7 +629,7 @@ def test_the_gap_between_sampler_and_scorer_is_told_in_full_whatever_the_micro_b
         packed = [model.pack(prompts[s], [[r.ids for r in g] for g in groups[s]]) for s in cut]
         with torch.no_grad():
             old = [speaker(b) for b in packed]
-        return train.token_metrics(groups, packed, old, [None] * len(cut), teacher, cut, "k3", how)
+        return report.token_metrics(groups, packed, old, [None] * len(cut), teacher, cut, "k3", how)
 
     gaps, ratios = [], []
     for prompt, r in ((p, r) for p, g in zip(prompts, groups, strict=True) for r in g):
@@ -673,10 +688,10 @@ def test_discriminator_loss_is_equation_1_and_adds_up_over_parts():
 
 def test_pretrained_discriminator_tells_most_texts_apart(whole):
     straight, _ = whole
-    student = model.load(straight / "sft")
+    student = loading.load(straight / "sft")
     D = disc.Discriminator(student)
     D.load_state_dict(load_file(straight / "discriminator" / "model.safetensors"))
-    questions = data.world_questions("train", 48)
+    questions = tiny_world.world_questions("train", 48)
     prompts, names = [student.encode_question(q) for q in questions], [q.id for q in questions]
     groups = ro.rollout(student, prompts, names, 4, 32, ro.PURE, (99,))
     mine = disc.similarity_reward(D(D.pack([[r.text for r in g] for g in groups])))
@@ -788,18 +803,18 @@ def test_a_studys_table_pairs_by_seed_and_names_what_is_missing(tmp_path, monkey
 
 
 def test_a_right_look_says_what_a_perfect_look_says():
-    q = next(q for q in data.world_questions("train", 200) if q.meta["kind"] == "count" and q.answer == "3")
+    q = next(q for q in tiny_world.world_questions("train", 200) if q.meta["kind"] == "count" and q.answer == "3")
     said = q.meta["replies"]["a"]
-    assert data.look(q, said) is True and data.look(q, q.meta["replies"]["b"]) is True
+    assert tiny_world.look(q, said) is True and tiny_world.look(q, q.meta["replies"]["b"]) is True
     words = said.split(". the answer")[0].removeprefix("i see ").split()
     turned = "i see " + " ".join(words[2:] + words[:2]) + ". the answer is 3"
-    assert data.look(q, turned) is True and data.look(q, "3") is None  # counted things come in any order
-    assert data.look(q, said.replace(words[1], "circle" if words[1] != "circle" else "square", 1)) is False
+    assert tiny_world.look(q, turned) is True and tiny_world.look(q, "3") is None  # counted things come in any order
+    assert tiny_world.look(q, said.replace(words[1], "circle" if words[1] != "circle" else "square", 1)) is False
 
 
 def test_evaluation_pairs_answers_with_questions(straight):
-    student = model.load(straight / "student")
-    questions = data.world_questions("valid", 24)
+    student = loading.load(straight / "student")
+    questions = tiny_world.world_questions("valid", 24)
     whole = ev.evaluate(student, questions, jd.Judge(), 32, draws=0)
     again = ev.evaluate(student, questions[::-1], jd.Judge(), 32, draws=0)
     assert whole["greedy"] == again["greedy"] and whole["texts"] == again["texts"]
@@ -853,7 +868,7 @@ def stub_server(answer, models=("m",)):
 
 
 def chats(count: int) -> list:
-    return [[jd.chat_message(f"chat {i}")] for i in range(count)]
+    return [[clients.chat_message(f"chat {i}")] for i in range(count)]
 
 
 def echo(handler, body):
@@ -863,7 +878,7 @@ def echo(handler, body):
 def test_answers_come_back_in_order_with_the_request_that_was_meant(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with stub_server(echo) as (url, got):
-        assert jd.Server(url, in_flight=4).ask(chats(20), 7, 0.5) == [f"echo chat {i}" for i in range(20)]
+        assert clients.Server(url, in_flight=4).ask(chats(20), 7, 0.5) == [f"echo chat {i}" for i in range(20)]
     assert {path for path, _, _ in got} == {"/v1/chat/completions"} and len(got) == 20
     assert all(h["Authorization"] == "Bearer secret" for _, h, _ in got)
     assert {b["model"] for _, _, b in got} == {"m"} and {(b["max_tokens"], b["temperature"]) for _, _, b in got} == {
@@ -880,21 +895,21 @@ def test_no_more_requests_exist_than_may_be_in_flight():
             yield chat
 
     with stub_server(echo) as (url, _):
-        for n, _ in enumerate(jd.Server(url, in_flight=3).answers(lazily(), 1), 1):
+        for n, _ in enumerate(clients.Server(url, in_flight=3).answers(lazily(), 1), 1):
             assert len(made) <= n + 5  # up to three answers arrive at once
 
 
 def test_the_only_served_model_is_found_and_several_must_be_named():
     with stub_server(echo, models=()) as (url, got):
-        jd.Server(url).ask(chats(1), 1)
+        clients.Server(url).ask(chats(1), 1)
         assert "model" not in got[0][2]  # a server that holds one model and lists none
-        jd.Server(url.removesuffix("/v1") + "/#chosen").ask(chats(1), 1)
+        clients.Server(url.removesuffix("/v1") + "/#chosen").ask(chats(1), 1)
         assert got[1][2]["model"] == "chosen" and got[1][0] == "/v1/chat/completions"
     with stub_server(echo, models=("a", "b")) as (url, _), pytest.raises(data.UserError, match="serves a, b; name one"):
-        jd.Server(url).ask(chats(1), 1)
+        clients.Server(url).ask(chats(1), 1)
     for wrong in ("http://", "http://host:port/v1", "https://a b", "ftp://host"):
         with pytest.raises(data.UserError, match="not the address of a server"):
-            jd.Server(wrong)
+            clients.Server(wrong)
 
 
 def test_a_server_that_misbehaves_loses_nothing_and_doubles_nothing():
@@ -939,7 +954,7 @@ def test_a_server_that_misbehaves_loses_nothing_and_doubles_nothing():
 
     pauses = []
     with stub_server(answer) as (url, _):
-        server = jd.Server(url, timeout=3, sleep=pauses.append)
+        server = clients.Server(url, timeout=3, sleep=pauses.append)
         found = list(server.answers(chats(200), 9))
         held.set()
     assert sorted(found) == sorted((i, f"echo chat {i}", "stop") for i in range(200))
@@ -953,34 +968,34 @@ def test_a_dead_server_is_named_after_its_retries_and_what_had_arrived_is_kept()
 
     pauses, found = [], []
     with stub_server(answer) as (url, got), pytest.raises(data.UserError) as caught:
-        for row in jd.Server(url, in_flight=3, tries=4, sleep=pauses.append).answers(chats(50), 9):
+        for row in clients.Server(url, in_flight=3, tries=4, sleep=pauses.append).answers(chats(50), 9):
             found.append(row)
     assert sorted(i for i, _, _ in found) == [0, 1, 2, 3, 4]
     assert url in str(caught.value) and "HTTP Error 500" in str(caught.value) and "\n" not in str(caught.value)
     assert pauses.count(1.0) == pauses.count(4.0) == 3 and 8.0 not in pauses
     assert len(got) == 5 + 3 * 4  # nothing was sent after the first one failed for good
     with pytest.raises(data.UserError, match=f"{url}: 7 tries without a usable answer.*refused"):
-        jd.Server(url, sleep=pauses.append).ask(chats(1), 1)
+        clients.Server(url, sleep=pauses.append).ask(chats(1), 1)
 
 
 def test_a_refused_request_is_not_tried_again():
     with stub_server(lambda handler, body: handler.reply(400, b"too long a prompt")) as (url, got):
         with pytest.raises(data.UserError, match="refuses the request.*too long a prompt"):
-            jd.Server(url, in_flight=1, sleep=None).ask(chats(3), 1)
+            clients.Server(url, in_flight=1, sleep=None).ask(chats(3), 1)
         assert len(got) == 1
 
 
 def test_the_picture_request_is_the_one_of_the_public_client():
     import openai
 
-    question = data.world_questions("train", 1)[0]
-    message = jd.chat_message(question.text, question.pictures())
+    question = tiny_world.world_questions("train", 1)[0]
+    message = clients.chat_message(question.text, question.pictures())
     with stub_server(echo_anything) as (url, got):
         theirs = openai.OpenAI(base_url=url, api_key="k", max_retries=0).chat.completions
         theirs.create(model="m", messages=[message], max_tokens=5, temperature=0.5, seed=11)
         os.environ["OPENAI_API_KEY"] = "k"
         try:
-            list(jd.Server(url).answers([[message]], 5, 0.5, seeds=[11]))
+            list(clients.Server(url).answers([[message]], 5, 0.5, seeds=[11]))
         finally:
             del os.environ["OPENAI_API_KEY"]
     (path_a, headers_a, body_a), (path_b, headers_b, body_b) = got
@@ -1000,9 +1015,9 @@ def echo_anything(handler, body):
 
 
 def test_a_served_teacher_is_asked_for_what_is_missing_and_an_unreadable_picture_is_named(tmp_path):
-    questions = data.world_questions("train", 3)
+    questions = tiny_world.world_questions("train", 3)
     with stub_server(echo_anything) as (url, got):
-        first = list(jd.ask_teacher_server(jd.Server(url), questions, 4, 1.0, 9, done={(questions[0].id, 2)}))
+        first = list(clients.ask_teacher_server(clients.Server(url), questions, 4, 1.0, 9, done={(questions[0].id, 2)}))
         assert (
             sorted(r[:2] for r in first)
             == [(q.id, i) for q in questions for i in range(4)][:2]
@@ -1013,7 +1028,9 @@ def test_a_served_teacher_is_asked_for_what_is_missing_and_an_unreadable_picture
         broken = data.Question("broken", (str(tmp_path / "no.png"),), "what?", "red")
         rows = []
         with pytest.raises(data.UserError, match="broken.*no.png"):
-            rows.extend(jd.ask_teacher_server(jd.Server(url), [questions[0], broken, questions[1]], 1, 1.0, 9))
+            rows.extend(
+                clients.ask_teacher_server(clients.Server(url), [questions[0], broken, questions[1]], 1, 1.0, 9)
+            )
         assert rows == [] or rows == [(questions[0].id, 0, "red", True)]
 
 
@@ -1113,14 +1130,14 @@ def judge_folder(tmp_path_factory):
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
     folder = tmp_path_factory.mktemp("judge")
-    tok = model.tiny_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "")
+    tok = tiny_models.tiny_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "")
     tok.chat_template = (  # laid out as that of the real models, which the server's parser knows
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     torch.manual_seed(0)
     wide = dict(max_position_embeddings=4096, initializer_range=0.3)  # so that verdicts differ from text to text
-    hf = Qwen2ForCausalLM(Qwen2Config(**model.tiny_text(tok, 96, 2) | wide))
+    hf = Qwen2ForCausalLM(Qwen2Config(**tiny_models.tiny_text(tok, 96, 2) | wide))
     hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
     hf.save_pretrained(folder)
     tok.save_pretrained(folder)
@@ -1194,7 +1211,7 @@ rank, folder, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=2)
 import data, judge as jd, model, rollout as ro
-judge = jd.Judge(folder, cache=f"{out}/verdicts-{rank}.jsonl", mesh=model.start_ranks("cpu"))
+judge = jd.Judge(folder, cache=f"{out}/verdicts-{rank}.jsonl", mesh=sharding.start_ranks("cpu"))
 questions = [data.Question(str(i), (), f"what color is at {i}?", "red") for i in range(3)]
 texts = ["red", "it is red", "green"]
 ask = lambda: judge.verdicts(questions, [ro.Response(q.id, 0, "s", [], t) for q in questions for t in texts])
@@ -1264,7 +1281,7 @@ def test_a_real_server_says_what_stock_generate_says(served, judge_folder):
     stock, tok = AutoModelForCausalLM.from_pretrained(judge_folder), AutoTokenizer.from_pretrained(judge_folder)
     question = data.Question("q", (), "what color is at top left?", "red")
     asked = [jd.judge_chat(jd.SERVED, question, t) for t in TEXTS[:4]]
-    rows = sorted(jd.Server(served, in_flight=2).answers(asked, 6))
+    rows = sorted(clients.Server(served, in_flight=2).answers(asked, 6))
     for (_, text, reason), chat in zip(rows, asked, strict=True):
         ids = tok.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         out = stock.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids["input_ids"].shape[1] :]
@@ -1278,7 +1295,7 @@ def test_judge_and_teacher_work_over_a_real_server(served, tmp_path):
     verdicts = judge.verdicts(questions, responses)
     assert len(verdicts) == 2 and set(verdicts) <= {0, 1}
     assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 2
-    rows = list(jd.ask_teacher_server(jd.Server(served, in_flight=2), questions, 3, 1.0, 5))
+    rows = list(clients.ask_teacher_server(clients.Server(served, in_flight=2), questions, 3, 1.0, 5))
     assert sorted(r[:2] for r in rows) == [(q.id, i) for q in questions for i in range(3)]
     assert all(isinstance(text, str) and not finished for _, _, text, finished in rows)
 
@@ -1289,10 +1306,10 @@ def test_committed_cases_are_what_the_generator_makes_and_the_rule_agrees_with_m
     rows = [json.loads(line) for line in lines]
     assert rows == judge_cases.all_cases() and len(rows) >= 200
     pairs = [(data.Question(str(i), (), r["question"], r["answer"]), r["response"]) for i, r in enumerate(rows)]
-    found = jd.agreement([r["label"] for r in rows], jd.Judge("rule").score(pairs))
+    found = calibration.agreement([r["label"] for r in rows], jd.Judge("rule").score(pairs))
     assert found["n"] == len(rows) == found["positives"] + found["negatives"]
     assert found["right"] == found["n"] - found["false_positives"] - found["false_negatives"] > 0.93 * found["n"]
-    assert jd.agreement([0, 0, 1, 1, 1], [0, 1, 1, 0, 0]) == dict(
+    assert calibration.agreement([0, 0, 1, 1, 1], [0, 1, 1, 0, 0]) == dict(
         n=5, right=2, negatives=2, false_positives=1, positives=3, false_negatives=2
     )
 
@@ -1314,23 +1331,23 @@ class Grader:
 CASES = [json.loads(line) for line in (HOME / "results/eval_cases.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("rules", ev.RULES)
+@pytest.mark.parametrize("rules", bm.RULES)
 def test_eval_scores_each_item_as_the_public_toolkit_does(rules):
     items = [c for c in CASES if "row" in c]
     wrong = []
     for c in items:
-        found, expected = ev.score_item(c["benchmark"], c["row"], c["prediction"], rules), c.get(rules, c["head"])
+        found, expected = bm.score_item(c["benchmark"], c["row"], c["prediction"], rules), c.get(rules, c["head"])
         if {k: (found[k], type(found[k])) for k in expected} != {k: (v, type(v)) for k, v in expected.items()}:
             wrong.append((c["id"], found, expected))
     assert len(items) == 220 and not wrong
 
 
-@pytest.mark.parametrize("rules", ev.RULES)
+@pytest.mark.parametrize("rules", bm.RULES)
 def test_eval_scores_each_file_as_the_public_toolkit_does(rules):
     files = [c for c in CASES if "rows" in c]
     for c in files:
         judge = Grader() if c["benchmark"] == "MMVet" else None
-        found = ev.score_rows(c["benchmark"], c["rows"], c["predictions"], rules, judge)
+        found = bm.score_rows(c["benchmark"], c["rows"], c["predictions"], rules, judge)
         assert found == c.get(rules, c["head"]), c["id"]
         assert judge is None or judge.calls == 12  # two replies are no grade: each is asked for five times
     assert len(files) == 23 and {bm.kind_of(c["benchmark"]) for c in CASES} == {
@@ -1342,7 +1359,7 @@ def test_eval_traps_of_the_rules():
     abc = {"A": "sun", "B": "grass", "C": "frog", "answer": "B", "index": 1}
 
     def score(text, rules="2025-10", name="MMStar", **row):
-        return ev.score_item(name, abc | row, text, rules)["extracted"]
+        return bm.score_item(name, abc | row, text, rules)["extracted"]
 
     assert score("B a b c d") is False and score("B a b c") == "B" and score("Z") == "Z" and score("Z B") == "B"
     assert score("Failed to obtain answer via API, the answer is B", "head") is False
@@ -1351,15 +1368,15 @@ def test_eval_traps_of_the_rules():
     assert score("Answer: the second", name=cot) == "A" and score("Answer: the second", "head", cot) is False
     assert score("Answer: B\nAnswer: C", "head", cot) == "C" and score("x", D="x", E="") == "D"
     blink = [abc | {"category": c, "index": i} for i, c in enumerate(["Counting", "Relative_Reflectance"])]
-    whole, without = ev.score_rows("BLINK", blink, ["B", "C"])
+    whole, without = bm.score_rows("BLINK", blink, ["B", "C"])
     assert (whole["Overall"], without["Overall"], without["split"]) == (0.5, 1.0, "without Relative_Reflectance")
     math = dict(question_type="free_form", answer_type="integer", answer="9", question="how many?", index=1)
-    assert ev.score_rows("MathVista_MINI", [math] * 2, ["so it is 9", "it is ten"], judge=Grader())[0]["Overall"] == 0.5
+    assert bm.score_rows("MathVista_MINI", [math] * 2, ["so it is 9", "it is ten"], judge=Grader())[0]["Overall"] == 0.5
     assert (
-        ev.score_item("MMVet", math, "p0")["score"] is None and ev.score_rows("MMVet", [math], ["p0"])[0]["acc"] is None
+        bm.score_item("MMVet", math, "p0")["score"] is None and bm.score_rows("MMVet", [math], ["p0"])[0]["acc"] is None
     )
     with pytest.raises(data.UserError, match="no-such"):
-        ev.score_item("no-such", abc, "B")
+        bm.score_item("no-such", abc, "B")
 
 
 def test_eval_scoring_needs_the_standard_library_and_numpy_alone():
@@ -1387,10 +1404,10 @@ def write_tsv(path: Path, rows: list[dict]) -> None:
 def benchmark_folder(tmp_path_factory):
     """Small files of every kind: options, circular questions, charts, math, grades, interleaved and listed pictures."""
     folder = tmp_path_factory.mktemp("benchmarks")
-    questions = data.world_questions("test", 8)
+    questions = tiny_world.world_questions("test", 8)
     pictures = [base64_picture(q) for q in questions]
     rows = [dict(index=i, image=pictures[i], question=q.text, answer="ABCD"[i % 4]) for i, q in enumerate(questions)]
-    rows = [r | dict(zip("ABCD", data.COLORS, strict=True)) | dict(category="xy"[r["index"] % 2]) for r in rows]
+    rows = [r | dict(zip("ABCD", tiny_world.COLORS, strict=True)) | dict(category="xy"[r["index"] % 2]) for r in rows]
     rows[3]["image"] = "0"
     turned = [r | dict(index=r["index"] + k * 10**6, hint="look") for r in rows[:3] for k in range(2)]
     listing = [r | dict(image=str([pictures[0], r["image"]])) for r in rows[:3]]
@@ -1449,7 +1466,7 @@ def asked(folder: Path) -> dict:
 
 
 def test_eval_reads_pictures_of_every_form_and_finds_none_an_option(tmp_path):
-    q, other = data.world_questions("test", 2)
+    q, other = tiny_world.world_questions("test", 2)
     pictures = [base64_picture(x) for x in (q, other)]
     other.images[0].save(tmp_path / "p.png")
     forms = [
@@ -1491,7 +1508,7 @@ def test_eval_a_big_file_is_read_in_seconds_and_little_memory(tmp_path):
 
 
 def test_eval_bad_files_are_named_and_counted_and_never_a_zero(tmp_path, capsys):
-    q = data.world_questions("test", 1)[0]
+    q = tiny_world.world_questions("test", 1)[0]
     rows = [dict(index=i, image=base64_picture(q), question="?", answer="A", A="red", B="blue") for i in range(8)]
     rows[2]["image"], rows[3]["image"], rows[4]["image"], rows[5]["index"] = "no picture", rows[3]["image"][:90], "", 1
     write_tsv(tmp_path / "MMStar.tsv", rows)
@@ -1533,26 +1550,26 @@ def test_eval_bad_files_are_named_and_counted_and_never_a_zero(tmp_path, capsys)
 def test_eval_prompts_are_the_toolkits(benchmark_folder):
     row = dict(index=1, question="Why?", hint="Look.", A="sun", B="", C="frog", answer="A")
     end = "Please select the correct answer from the options above. \n"
-    assert ev.prompt_of("MMStar", row, 1) == (
+    assert bm.prompt_of("MMStar", row, 1) == (
         [0],
         ["", f"Hint: Look.\nQuestion: Why?\nOptions:\nA. sun\nC. frog\n{end}"],
     )
     direct = "Look.\nWhy?\nA. sun\nC. frog\nAnswer with the option's letter from the given choices directly."
-    assert ev.prompt_of("MMStar", row, 1, "direct") == ([0], ["", direct])
-    assert ev.prompt_of("MMStar", row, 2, "direct")[1] == ["Image-1: ", "\nImage-2: ", "\n" + direct]
-    assert ev.prompt_of("MMStar", row | {"question": "为什么？"}, 1, "direct")[1][1].endswith("请直接回答选项字母。")
+    assert bm.prompt_of("MMStar", row, 1, "direct") == ([0], ["", direct])
+    assert bm.prompt_of("MMStar", row, 2, "direct")[1] == ["Image-1: ", "\nImage-2: ", "\n" + direct]
+    assert bm.prompt_of("MMStar", row | {"question": "为什么？"}, 1, "direct")[1][1].endswith("请直接回答选项字母。")
     named = row | {"question": "<image 2> or <image 1> or <image 2>?"}
-    shown, texts = ev.prompt_of("MMMU_DEV_VAL", named, 3)
+    shown, texts = bm.prompt_of("MMMU_DEV_VAL", named, 3)
     assert shown == [1, 0, 1] and texts[1:3] == [" or ", " or "] and texts[0] == "Hint: Look.\nQuestion: "
-    assert ev.prompt_of("ChartQA_TEST", row, 1)[1][1] == "Why?\nAnswer the question using a single word or phrase."
+    assert bm.prompt_of("ChartQA_TEST", row, 1)[1][1] == "Why?\nAnswer the question using a single word or phrase."
     assert (
-        "Why" not in ev.prompt_of("MMMU_Pro_V", row, 1)[1][1]
-        and ev.prompt_of("MMVet", row, 1, "kit", "!")[1][1] == "Why?!"
+        "Why" not in bm.prompt_of("MMMU_Pro_V", row, 1)[1][1]
+        and bm.prompt_of("MMVet", row, 1, "kit", "!")[1][1] == "Why?!"
     )
-    student = model.load("tiny-qwen")
+    student = loading.load("tiny-qwen")
     table = bm.read_table(benchmark_folder / "MMMU_DEV_VAL.tsv")
     row = table.rows[1]
-    shown, texts = ev.prompt_of("MMMU_DEV_VAL", row, 2)
+    shown, texts = bm.prompt_of("MMMU_DEV_VAL", row, 2)
     picture = f"<|vision_start|>{'<|image_pad|>' * 9}<|vision_end|>"
     chat = student.chat_text(student.look([table.pictures("1")[k] for k in shown]), texts)
     assert shown == [1, 0] and f"Question: {picture} {texts[1]}{picture} {texts[2]}" in chat
@@ -1561,7 +1578,7 @@ def test_eval_prompts_are_the_toolkits(benchmark_folder):
 def test_eval_measures_all_fourteen_and_says_over_how_many(benchmark_folder, tmp_path):
     run = ["--student", "tiny-qwen", "--data", str(benchmark_folder), "--benchmarks", "all"]
     out = measure(tmp_path, *run)
-    assert list(out["benchmarks"]) == list(ev.BENCHMARKS) and out["mean"]["count"] == 11
+    assert list(out["benchmarks"]) == list(bm.BENCHMARKS) and out["mean"]["count"] == 11
     assert [n for n, r in out["benchmarks"].items() if r["score"] is None] == ["mathvista", "mmvet", "mmvet2"]
     assert out["run"]["batch_check"] == dict(items=2, batch=3, different=0)
     assert out["benchmarks"]["mmb"]["n"] == 3 and out["benchmarks"]["mmmu"]["n"] == 2  # questions; validation rows
@@ -1645,21 +1662,21 @@ def fake_run(folder: Path, scores: dict[str, list[float]], **same) -> str:
 
 
 def test_eval_comparison_equals_values_by_hand(tmp_path):
-    assert abs(ev.mcnemar(10, 2) - 0.03857421875) < 1e-12 and ev.mcnemar(0, 0) == 1
-    assert ev.holm({"a": 0.04, "b": 0.01, "c": 0.03}) == {"b": 0.03, "c": 0.06, "a": 0.06}
+    assert abs(comparison.mcnemar(10, 2) - 0.03857421875) < 1e-12 and comparison.mcnemar(0, 0) == 1
+    assert comparison.holm({"a": 0.04, "b": 0.01, "c": 0.03}) == {"b": 0.03, "c": 0.06, "a": 0.06}
     base = [0.0] * 30 + [1.0] * 70
     a = fake_run(tmp_path / "a", {"x": base, "y": [0.5] * 40})
     b = fake_run(tmp_path / "b", {"x": [1.0] * 12 + [0.0] * 18 + [1.0] * 68 + [0.0] * 2, "y": [0.5] * 20 + [0.9] * 20})
-    same, found = ev.compare([a], [a]), ev.compare([a], [b])
+    same, found = comparison.compare([a], [a]), comparison.compare([a], [b])
     assert all(r["difference"] == 0 and r["interval"] == [0, 0] for r in same.values())
     assert all(same[n]["p"] == same[n]["holm"] == 1 for n in "xy")
     x = found["x"]
     assert (x["won"], x["lost"], x["n"]) == (12, 2, 100) and abs(x["difference"] - 10) < 1e-9
-    assert x["p"] == ev.mcnemar(12, 2) and x["holm"] == x["p"] and found["y"]["p"] < 0.001
+    assert x["p"] == comparison.mcnemar(12, 2) and x["holm"] == x["p"] and found["y"]["p"] < 0.001
     assert abs(x["visible"] - 280 * (0.14 / 100) ** 0.5) < 1e-9 and 0 < x["interval"][0] < 10 < x["interval"][1] < 20
     assert abs(found["mean"]["difference"] - 15) < 1e-9
     c = fake_run(tmp_path / "c", {"x": [1.0] * 20 + [0.0] * 10 + [1.0] * 70, "y": [0.5] * 40})
-    seeds = ev.compare([a, a], [b, c])["x"]
+    seeds = comparison.compare([a, a], [b, c])["x"]
     assert (
         abs(seeds["difference"] - 15) < 1e-9 and np.allclose(seeds["b"]["values"], [80, 90]) and seeds["a"]["half"] == 0
     )
@@ -1670,23 +1687,23 @@ def test_eval_comparison_equals_values_by_hand(tmp_path):
 def test_eval_refuses_to_compare_what_differs(tmp_path, what):
     a, b = fake_run(tmp_path / "a", {"x": [1.0]}), fake_run(tmp_path / "b", {"x": [1.0]}, **what)
     with pytest.raises(data.UserError, match=next(iter(what)).replace("md5", "data")):
-        ev.compare([a], [b])
+        comparison.compare([a], [b])
     with pytest.raises(data.UserError, match="same questions"):
-        ev.compare([a], [fake_run(tmp_path / "c", {"x": [1.0, 0.0]})])
+        comparison.compare([a], [fake_run(tmp_path / "c", {"x": [1.0, 0.0]})])
 
 
 def test_eval_compares_runs_on_the_tiny_worlds_questions_and_refuses_another_judge(straight, tmp_path, monkeypatch):
-    found = ev.compare([straight], [straight])["questions"]
+    found = comparison.compare([straight], [straight])["questions"]
     assert found["difference"] == 0 and found["p"] == 1 and found["n"] == 24
     flags = ["--student", straight / "student", "--questions", "24", "--draws", "0", "--into", tmp_path / "alone"]
     monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, flags)])
     ev.main()
-    assert ev.compare([straight], [tmp_path / "alone"])["questions"]["difference"] == 0
+    assert comparison.compare([straight], [tmp_path / "alone"])["questions"]["difference"] == 0
     written = json.loads((tmp_path / "alone/config.json").read_text())
     written["settings"]["judge"] = "qwen2.5-32b"
     (tmp_path / "alone/config.json").write_text(json.dumps(written))
     with pytest.raises(data.UserError, match="alone: judge differs from that of"):
-        ev.compare([straight], [tmp_path / "alone"])
+        comparison.compare([straight], [tmp_path / "alone"])
 
 
 @pytest.mark.parametrize(
@@ -1720,7 +1737,7 @@ def switched(straight: Path, tmp_path: Path, name: str, *flags: str, steps: int 
         shutil.copy(straight / "teachers.jsonl", run)
     argv = ["--run", name, *SMALL, "--steps", str(steps), "--eval-every", "0", "--valid-questions", "4", *flags]
     for stage in ("teachers", "discriminator", "ril"):
-        if stage in train.stages_of(train.parse(argv)):
+        if stage in train.stages_of(config.parse(argv)):
             command(tmp_path, *argv, "--stage", stage)
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     return [r for r in lines if r["stage"] == "ril" and "loss" in r]
@@ -1755,7 +1772,7 @@ def test_a_run_leaves_every_artefact(straight):
         "tokens_after",
     ):
         assert key in summary, key
-    assert set(summary["seconds"]) == set(train.STAGES) and summary["peak_memory_mb"] < 3000
+    assert set(summary["seconds"]) == set(config.STAGES) and summary["peak_memory_mb"] < 3000
     rows = [json.loads(x) for x in (straight / "metrics.jsonl").read_text().splitlines()]
     steps = [r for r in rows if r["stage"] == "ril" and "loss" in r]
     assert [r["step"] for r in steps] == list(range(6))
@@ -1770,7 +1787,7 @@ def test_two_runs_of_one_command_give_identical_bytes(whole, tmp_path):
 
 
 def test_a_run_stopped_after_each_stage_ends_with_the_same_bytes(straight, tmp_path):
-    for stage in train.STAGES:
+    for stage in config.STAGES:
         command(tmp_path, "--run", "c", "--stage", stage, *SMALL)
     assert same(straight, tmp_path / "runs/c")
 
@@ -1825,7 +1842,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(w
 def test_a_run_killed_inside_a_short_stage_leaves_no_half_of_it(straight, tmp_path, stage, monkeypatch):
     shutil.copytree(straight, tmp_path / "runs/h")
     run = tmp_path / "runs/h"
-    for name in train.STAGES[train.STAGES.index(stage) :]:
+    for name in config.STAGES[config.STAGES.index(stage) :]:
         (run / train.STAGE_OF[name][1]).unlink(missing_ok=True)
     if stage == "discriminator":
         for name in ("discriminator", "checkpoints", "student", "last"):
@@ -1919,7 +1936,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_questions
 
 def test_your_own_questions_train_the_tiny_student(tmp_path):
     lines = []
-    for q in data.world_questions("train", 40, seed=5):
+    for q in tiny_world.world_questions("train", 40, seed=5):
         q.images[0].save(tmp_path / f"{q.id}.png")
         lines.append(json.dumps(dict(id=q.id, image=f"{q.id}.png", question=q.text, answer=q.answer)))
     (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
@@ -1938,7 +1955,7 @@ def test_a_student_learns_from_a_teacher_of_the_other_family_and_resumes(tmp_pat
     rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [r for r in rows if r["stage"] == "ril" and "loss" in r]
     assert len(steps) == 6 and all(r["sampler_gap"] < 1e-4 and abs(r["ratio"] - 1) < 1e-6 for r in steps)
-    theirs, mine = model.load(teachers.FOLDER / "tiny-qwen-teacher"), model.load(run / "student")
+    theirs, mine = loading.load(teachers.FOLDER / "tiny-qwen-teacher"), loading.load(run / "student")
     for line in (run / "teachers.jsonl").read_text().splitlines()[:20]:
         text = json.loads(line)["text"]
         assert mine.text(mine.reply_ids(text)) == theirs.text(theirs.reply_ids(text)) == text
@@ -1955,24 +1972,24 @@ def test_ril_improves_a_student_on_held_out_questions(tmp_path):
     flags = "--run r --steps 24 --valid-questions 4 --eval-every 0 --threads 1".split()
     for stage in ("sft", "teachers", "discriminator", "ril"):
         command(tmp_path, "--stage", stage, *flags)
-    questions, shares = data.world_questions("test", 200), []
+    questions, shares = tiny_world.world_questions("test", 200), []
     for folder in ("sft", "checkpoints/last"):
-        found = ev.evaluate(model.load(tmp_path / "runs/r" / folder), questions, jd.Judge(), 40, draws=4)
+        found = ev.evaluate(loading.load(tmp_path / "runs/r" / folder), questions, jd.Judge(), 40, draws=4)
         shares.append([answer["sampled"] for answer in found["answers"]])
     rises = np.subtract(shares[1], shares[0])
     standard_error = rises.std(ddof=1) / len(rises) ** 0.5  # paired: the draws of one question count as one
     assert rises.mean() > 2 * standard_error, (rises.mean(), standard_error)
-    loop = ev.start_and_end(ev.loop_rows(tmp_path / "runs/r"))  # means of five steps
+    loop = report.start_and_end(report.loop_rows(tmp_path / "runs/r"))  # means of five steps
     assert loop["similarity_end"] > loop["similarity_start"] + 0.2, loop
     assert loop["d_accuracy_end"] < loop["d_accuracy_start"] - 0.1, loop
 
 
 def test_teacher_texts_lose_the_control_tokens_that_they_spell(straight, tmp_path):
-    student, question = model.load(straight / "sft"), data.world_questions("train", 1)[0]
+    student, question = loading.load(straight / "sft"), tiny_world.world_questions("train", 1)[0]
     texts = ["red", "red <|im_end|>", f"a {student.family.picture_sign}", "<|im_end|>"]
     rows = [dict(question=question.id, teacher="tiny-qwen-teacher", text=t, verdict=1) for t in texts]
     (tmp_path / "teachers.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    run = type("Run", (), dict(path=tmp_path, cfg=train.Config()))
+    run = type("Run", (), dict(path=tmp_path, cfg=config.Config()))
     (found,) = train.TeacherCache(run, student, [question]).of.values()
     responses = [r for r, _ in found["tiny-qwen-teacher"]]
     assert [r.text for r in responses] == ["red", "red", "a"]  # nothing is left of the last one
@@ -1997,7 +2014,7 @@ def test_teacher_building_is_reproducible_byte_for_byte(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("student", STUDENTS)
 def test_a_built_student_is_the_trained_warm_start_in_bf16_and_runs_begin_there(student, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "STUDENTS", tmp_path / "students")
+    monkeypatch.setattr(tiny_lessons, "STUDENTS", tmp_path / "students")
     flags = [*SMALL, "--student", student, "--sft-steps", "4", "--valid-questions", "2", "--threads", "1"]
     command(tmp_path, "--run", "trained", *flags, "--stage", "sft")
     command(tmp_path, "--run", "built", *flags, "--stage", "build-students")
@@ -2016,52 +2033,54 @@ def test_a_run_begins_at_the_shipped_warm_start_unless_a_setting_of_it_differs(t
     said = "shipped warm start: results/students/tiny-qwen-seed3"
     command(tmp_path, "--run", "a", "--stage", "sft", "--threads", "1", "--seed", "3")
     assert said in capsys.readouterr().out
-    weights = [x / "model.safetensors" for x in (tmp_path / "runs/a/sft", train.STUDENTS / "tiny-qwen-seed3")]
+    weights = [x / "model.safetensors" for x in (tmp_path / "runs/a/sft", tiny_lessons.STUDENTS / "tiny-qwen-seed3")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     command(tmp_path, "--run", "b", "--stage", "sft", "--threads", "1", "--seed", "3", "--sft-steps", "1")
     assert "shipped" not in capsys.readouterr().out
-    default = train.parse([])
-    assert train.shipped_warm_start(default) == train.STUDENTS / "tiny-qwen-seed0"
-    assert train.shipped_warm_start(train.replace(default, lr=1.0, data="mine.jsonl", steps=3)) is not None
+    default = config.parse([])
+    assert tiny_lessons.shipped_warm_start(default) == tiny_lessons.STUDENTS / "tiny-qwen-seed0"
+    assert tiny_lessons.shipped_warm_start(train.replace(default, lr=1.0, data="mine.jsonl", steps=3)) is not None
     changed = dict(student="tiny-qwen-20m", seed=99, image_tokens=4, sft_data="mine.jsonl", sft_warmup=51)
     changed |= dict(sft_steps=1199, sft_pictures=15, sft_questions=3, sft_lr=2.1e-3, sft_lr_end=1e-5)
-    assert changed.keys() == train.warm_start_settings(default).keys()
+    assert changed.keys() == tiny_lessons.warm_start_settings(default).keys()
     for name, value in changed.items():
-        assert train.shipped_warm_start(train.replace(default, **{name: value})) is None, name
+        assert tiny_lessons.shipped_warm_start(train.replace(default, **{name: value})) is None, name
 
 
 @pytest.mark.parametrize("name", [*(f"tiny-qwen-seed{i}" for i in range(5)), "tiny-internvl-seed0"])
 def test_a_shipped_warm_start_is_as_good_as_it_says(name):
     student, _, seed = name.rpartition("-seed")
-    cfg = train.Config(student=student, seed=int(seed))
-    folder = train.shipped_warm_start(cfg)
+    cfg = config.Config(student=student, seed=int(seed))
+    folder = tiny_lessons.shipped_warm_start(cfg)
     assert folder.name == name and {x.dtype for x in load_file(folder / "model.safetensors").values()} == {
         torch.bfloat16
     }
     says, n = json.loads((folder / "warm_start.json").read_text())["validation"], 60
-    found = ev.evaluate(model.load(folder), data.world_questions("valid", n), jd.Judge(), 40, draws=1, seed=cfg.seed)
+    found = ev.evaluate(
+        loading.load(folder), tiny_world.world_questions("valid", n), jd.Judge(), 40, draws=1, seed=cfg.seed
+    )
     for how in ("greedy", "sampled"):
         assert 0.3 < says[how] < 0.8 and abs(found[how] - says[how]) < 3 * (says[how] * (1 - says[how]) / n) ** 0.5, how
 
 
-@pytest.mark.parametrize("name", [n for n, tiny in model.TINY.items() if tiny.voice])
+@pytest.mark.parametrize("name", [n for n, tiny in tiny_models.TINY.items() if tiny.voice])
 def test_committed_teacher_answers_every_question_of_the_pool(name, tmp_path):
     rows = [json.loads(x) for x in (teachers.FOLDER / name / "responses.jsonl").read_text().splitlines()]
-    questions = {q.id: q for q in data.world_questions("train", train.Config().pool)}
+    questions = {q.id: q for q in tiny_world.world_questions("train", config.Config().pool)}
     assert {r["question"] for r in rows} == set(questions) and len(rows) == 8 * len(questions)
     right = np.mean([jd.rule_judge(questions[r["question"]], r["text"]) for r in rows])
     assert 0.6 < right < 0.97  # a real teacher with its natural errors
-    run = types.SimpleNamespace(cfg=train.Config(), first=True, device="cpu", path=tmp_path)
-    run.sharded = lambda folder, **_: model.load(folder)
+    run = types.SimpleNamespace(cfg=config.Config(), first=True, device="cpu", path=tmp_path)
+    run.sharded = lambda folder, **_: loading.load(folder)
     again = teachers.ask_teacher(name, "", list(questions.values())[:6], run)  # the committed weights still say it
     assert [(r.question, r.text, r.finished) for r in again] == [
         (r["question"], r["text"], r["finished"]) for r in rows[:48]
     ]
-    opening = questions[rows[0]["question"]].meta["replies"][model.TINY[name].voice].split()[0]
+    opening = questions[rows[0]["question"]].meta["replies"][tiny_models.TINY[name].voice].split()[0]
     assert np.mean([r["text"].startswith(opening) for r in rows]) > 0.95  # in its own voice
     for student in STUDENTS:  # few are lost to either student
-        reply_ids = model.load(student).reply_ids
-        kept = [r["finished"] and len(reply_ids(r["text"])) <= train.Config().max_new_tokens for r in rows]
+        reply_ids = loading.load(student).reply_ids
+        kept = [r["finished"] and len(reply_ids(r["text"])) <= config.Config().max_new_tokens for r in rows]
         assert np.mean(kept) > 0.98
 
 
@@ -2141,34 +2160,34 @@ def test_a_users_mistake_ends_with_exit_code_2_and_no_traceback(tmp_path):
 
 def test_every_setting_is_read_somewhere():
     source = "".join((HOME / name).read_text() for name in ("train.py", "run.py", "teachers.py", "bench.py"))
-    for f in train.dataclasses.fields(train.Config):
+    for f in train.dataclasses.fields(config.Config):
         assert re.search(rf"cfg\.{f.name}\b", source) or f.name == "preset", f.name
 
 
 def test_the_paper_preset_takes_the_papers_values_and_flags_win():
-    cfg = train.parse(["--preset", "paper", "--lr", "5e-6"])
+    cfg = config.parse(["--preset", "paper", "--lr", "5e-6"])
     assert (cfg.group_size, cfg.d_lr, cfg.sampling, cfg.max_new_tokens, cfg.lr) == (4, 1e-6, "paper", 512, 5e-6)
     assert (cfg.d_samples, cfg.teacher_samples, cfg.d_steps, cfg.judge) == (16, 4, 100, "rule")  # no --data
-    tiny = train.parse([])
+    tiny = config.parse([])
     assert (tiny.d_samples, tiny.d_steps, tiny.judge, train.unlike_the_paper(tiny)) == (0, 12, "rule", [])
 
 
 def test_with_questions_of_yours_the_paper_preset_has_the_papers_judge_and_wants_teachers_named():
     real = ["--student", "qwen2.5-vl-7b", "--data", "mine.jsonl"]
     with pytest.raises(data.UserError, match="name the --teachers.*http.*qwen2.5-vl-72b.*--teachers-file"):
-        train.parse(real)
-    cfg = train.parse([*real, "--teachers", "big=http://127.0.0.1:9/v1"])
+        config.parse(real)
+    cfg = config.parse([*real, "--teachers", "big=http://127.0.0.1:9/v1"])
     assert cfg.judge == "qwen2.5-32b" and train.unlike_the_paper(cfg) == []
-    assert train.parse([*real, "--teachers", "qwen2.5-vl-72b", "--judge", "rule"]).judge == "rule"
+    assert config.parse([*real, "--teachers", "qwen2.5-vl-72b", "--judge", "rule"]).judge == "rule"
     for algo in ("dr_grpo", "sft"):  # no teachers, and the answers for teachers
-        assert train.parse([*real, "--algo", algo]).algo == algo
-    said = train.unlike_the_paper(train.parse(real[:2]))
+        assert config.parse([*real, "--algo", algo]).algo == algo
+    said = train.unlike_the_paper(config.parse(real[:2]))
     assert all(word in " ".join(said) for word in ("336 x 336", "exact rule", "tiny-qwen-teacher")) and len(said) == 3
 
 
 def test_the_discriminators_questions_are_known_before_a_teacher_is_asked_and_keep_their_order():
     questions = [data.Question(str(i), (), "what?", "red") for i in range(48)]
-    cfg = train.Config(d_steps=3, questions_per_step=4)
+    cfg = config.Config(d_steps=3, questions_per_step=4)
     held, steps = teachers.pretraining_questions(cfg, questions)
     assert held == questions[:6] and [len(s) for s in steps] == [4, 4, 4]
     order = [q for q, _ in data.questions_at(questions[6:], 0, 42, data.seed_of(0, "d"))]
@@ -2187,7 +2206,7 @@ def test_the_discriminators_questions_are_known_before_a_teacher_is_asked_and_ke
 def test_the_readmes_commands_and_paths_exist():
     text = (HOME / "README.md").read_text()
     assert "@@" not in text
-    flags = {"train": {"--help", *("--" + f.name.replace("_", "-") for f in train.dataclasses.fields(train.Config))}}
+    flags = {"train": {"--help", *("--" + f.name.replace("_", "-") for f in train.dataclasses.fields(config.Config))}}
     for name in ("eval", "bench"):
         flags[name] = {"--help", *re.findall(r'add_argument\("(--[a-z-]+)"', (HOME / f"{name}.py").read_text())}
     found = re.findall(r"\bpython (train|eval|bench)\.py([^\n`]*)", text)
@@ -2215,7 +2234,7 @@ def test_the_readmes_third_family_is_exact_and_trains(tmp_path, monkeypatch):
     for table in ("FAMILIES", "TINY"):
         monkeypatch.setattr(model, table, dict(getattr(model, table)))
     exec(python_of_readme("FAMILIES["), {})
-    vlm, questions = model.load("tiny-qwen2", 3), questions_of_all_shapes()[:4]
+    vlm, questions = loading.load("tiny-qwen2", 3), questions_of_all_shapes()[:4]
     assert type(vlm.hf).__name__ == "Qwen2VLForConditionalGeneration"
     prompts = vlm.see([vlm.encode_question(q) for q in questions])
     rows = [[vlm.reply_ids("red"), vlm.reply_ids("the answer is blue")]] * len(prompts)
@@ -2227,7 +2246,7 @@ def test_the_readmes_third_family_is_exact_and_trains(tmp_path, monkeypatch):
         how = dict(max_new_tokens=12, do_sample=False, suppress_tokens=vlm.banned_ids)
         stock = vlm.hf.generate(**stock_inputs(vlm, p, p.ids), **how)
         assert stock[0, len(p.ids) :].tolist() == r.ids
-    model.save(vlm, tmp_path / "student", torch.float32)
+    loading.save(vlm, tmp_path / "student", torch.float32)
     few = ["--run", "t", "--student", str(tmp_path / "student"), *SMALL, "--steps", "1", "--d-steps", "1"]
     command(tmp_path, *few)
     assert metrics(tmp_path / "runs/t")[-1]["stage"] == "ril" and (tmp_path / "runs/t/student/config.json").is_file()
@@ -2235,7 +2254,7 @@ def test_the_readmes_third_family_is_exact_and_trains(tmp_path, monkeypatch):
 
 def test_the_readmes_lines_turn_public_sets_into_our_questions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    picture = data.world_questions("train", 1)[0].images[0]
+    picture = tiny_world.world_questions("train", 1)[0].images[0]
     for file in ("png/two_col_1.png", "images/0.png", "train/7/img_diagram.png"):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         picture.save(file)
@@ -2362,7 +2381,7 @@ def test_more_processes_than_gpus_and_a_port_in_use_are_one_line(monkeypatch, tm
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     with pytest.raises(data.UserError, match="8 processes, but this machine shows 2 GPUs; take --nproc_per_node 2"):
-        model.start_ranks("cuda")
+        sharding.start_ranks("cuda")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -2382,10 +2401,10 @@ SMALL_VISION = {  # a published tower's sizes, made small
 @pytest.mark.parametrize("name", SMALL_VISION)
 def test_random_weights_take_a_published_name_through_the_whole_loop(name, tmp_path, monkeypatch, capsys):
     """The path of a real student, with its sizes made small: bf16, large pictures, a judge of random weights too."""
-    full = model.FULL[name]
-    small = model.Full(full.family, full.hub, (256, 64, 2, 2, 1, 3000), full.vision | SMALL_VISION[name], full.tied)
-    monkeypatch.setitem(model.FULL, name, small)
-    monkeypatch.setitem(model.JUDGES, "qwen2.5-32b", model.Full("qwen2", "", (64, 128, 2, 4, 2, 3000)))
+    full = families.FULL[name]
+    small = families.Full(full.family, full.hub, (256, 64, 2, 2, 1, 3000), full.vision | SMALL_VISION[name], full.tied)
+    monkeypatch.setitem(families.FULL, name, small)
+    monkeypatch.setitem(families.JUDGES, "qwen2.5-32b", families.Full("qwen2", "", (64, 128, 2, 4, 2, 3000)))
     few = "--steps 1 --questions-per-step 2 --group-size 2 --max-new-tokens 40 --pool 16 --valid-questions 2"
     few += " --test-questions 2 --d-steps 1 --eval-draws 1 --image-tokens 300 --judge qwen2.5-32b --threads 1"
     command(tmp_path, "--run", "r", "--student", name, "--random-weights", *few.split())
@@ -2395,7 +2414,7 @@ def test_random_weights_take_a_published_name_through_the_whole_loop(name, tmp_p
     assert set(verdicts) <= {0, 1} and len(verdicts) > 30
     assert json.loads((tmp_path / "runs/r/config.json").read_text())["settings"]["dtype"] == "bf16"
     assert "336 x 336" in capsys.readouterr().out
-    assert model.load(tmp_path / "runs/r/student").hf.config.get_text_config().hidden_size == 256
+    assert loading.load(tmp_path / "runs/r/student").hf.config.get_text_config().hidden_size == 256
 
 
 def rank_gradients(rank: int, world: int, folder: str, family: str) -> None:
@@ -2405,17 +2424,17 @@ def rank_gradients(rank: int, world: int, folder: str, family: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store{world}", world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    mesh = model.start_ranks("cpu")
-    student = model.load(f"{folder}/weights", mesh=mesh).freeze("vision")
+    mesh = sharding.start_ranks("cpu")
+    student = loading.load(f"{folder}/weights", mesh=mesh).freeze("vision")
     questions = questions_of_all_shapes()
     replies = ["red", "the answer is red", "blue square", "i see red circle"]
     prompts = [student.encode_question(q) for q in questions]
-    model.load(f"{folder}/weights").see(prompts)
+    loading.load(f"{folder}/weights").see(prompts)
     rows = [[student.reply_ids(x) for x in replies[: 2 + i % 3]] for i in range(len(questions))]
-    batch = model.pack(model.deal(prompts), model.deal(rows))
+    batch = model.pack(sharding.deal(prompts), sharding.deal(rows))
     loss = grpo.sft_loss(student(batch), batch.mask, 100)
     (world * loss).backward()
-    grads = {n: model.whole(p.grad).clone() for n, p in student.named_parameters() if p.grad is not None}
+    grads = {n: sharding.whole(p.grad).clone() for n, p in student.named_parameters() if p.grad is not None}
     if rank == 0:
         torch.save(grads, f"{folder}/{world}.pt")
     dist.barrier()
@@ -2424,7 +2443,7 @@ def rank_gradients(rank: int, world: int, folder: str, family: str) -> None:
 
 @pytest.mark.parametrize("family", STUDENTS)
 def test_gradients_of_two_ranks_are_those_of_one_process(family, tmp_path):
-    model.save(model.load(family, 1), tmp_path / "weights", torch.float32)
+    loading.save(loading.load(family, 1), tmp_path / "weights", torch.float32)
     for world in (1, 2):
         torch.multiprocessing.spawn(rank_gradients, (world, str(tmp_path), family), nprocs=world)
     one, two = (torch.load(tmp_path / f"{world}.pt") for world in (1, 2))
@@ -2434,10 +2453,10 @@ def test_gradients_of_two_ranks_are_those_of_one_process(family, tmp_path):
 
 
 def test_a_bf16_student_says_what_its_bf16_replica_says_bit_for_bit(vlm, tmp_path):
-    model.save(vlm, tmp_path / "w", torch.float32)
-    mesh = model.start_ranks("cpu")
-    student = model.load(tmp_path / "w", mesh=mesh, compute=torch.bfloat16)
-    replica = model.load(tmp_path / "w", dtype=torch.bfloat16)
+    loading.save(vlm, tmp_path / "w", torch.float32)
+    mesh = sharding.start_ranks("cpu")
+    student = loading.load(tmp_path / "w", mesh=mesh, compute=torch.bfloat16)
+    replica = loading.load(tmp_path / "w", dtype=torch.bfloat16)
     with torch.no_grad():
         for p in student.parameters():
             p.add_(0.01)
@@ -2536,7 +2555,7 @@ PUBLISHED = {  # parameters of the published checkpoints
 
 def awkward(*args, **more) -> model.VLM:
     """A random student whose last 60 ids may not be sampled, and whose folder tells stock `generate` how to sample."""
-    vlm = model.load(*args, **more)
+    vlm = loading.load(*args, **more)
     vlm.banned_ids = sorted({*vlm.banned_ids, *range(len(vlm.tokenizer) - 60, len(vlm.tokenizer))} - {*vlm.ends})
     vlm.settle()
     vlm.hf.generation_config.repetition_penalty = 5.0
@@ -2557,61 +2576,61 @@ def test_the_bench_runs_both_ways_on_the_same_work(tmp_path, monkeypatch):
     assert not {*ids.flatten().tolist()} & {*vlm.ends, *vlm.tokenizer.added_tokens_decoder}
 
 
-@pytest.mark.parametrize("name", model.FULL)
+@pytest.mark.parametrize("name", families.FULL)
 def test_the_plan_counts_the_parameters_of_the_real_classes(name):
-    of = bench.sizes(name)
-    assert of["all"] == PUBLISHED[name] == sum(p.numel() for p in model.random_shell(name)[0].hf.parameters())
+    of = memory.sizes(name)
+    assert of["all"] == PUBLISHED[name] == sum(p.numel() for p in loading.random_shell(name)[0].hf.parameters())
     assert of["layer"] * of["depth"] == of["layers"] and of["layers"] + of["vision"] + of["root"] == of["all"]
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "internvl3-1b"])
 @pytest.mark.parametrize("flags", ["", "--d-input picture", "--frozen none", "--frozen vision,embeddings,mlp"])
 def test_the_plan_counts_adam_and_gradients_of_trained_parameters_only(name, flags):
-    cfg = train.parse(["--student", name, *flags.split()])
-    student = model.random_shell(name)[0].freeze(*train.frozen_parts(cfg))
+    cfg = config.parse(["--student", name, *flags.split()])
+    student = loading.random_shell(name)[0].freeze(*train.frozen_parts(cfg))
     players = dict(student=student, D=disc.Discriminator(student, cfg.d_input))
     for who, player in players.items():
         sizes = [(p.numel(), p.requires_grad) for p in player.parameters()]
-        of = bench.training_state(cfg)
+        of = memory.training_state(cfg)
         assert of[who] == 4 * sum(n for n, _ in sizes)
         assert of[f"{who}_adam"] == 2 * of[f"{who}_gradient"] == 8 * sum(n for n, grads in sizes if grads)
-    everything = sum(bench.training_state(cfg).values()) + 2 * 2 * bench.sizes(name)["all"]  # reference and replica
-    assert bench.most_gb(cfg, 1, "none") * 1e9 > everything - of["D_gradient"]
-    without = train.parse(["--student", name, "--algo", "dr_grpo"])
-    assert {x for who, x in bench.training_state(without).items() if who.startswith("D")} == {0}
+    everything = sum(memory.training_state(cfg).values()) + 2 * 2 * memory.sizes(name)["all"]  # reference and replica
+    assert memory.most_gb(cfg, 1, "none") * 1e9 > everything - of["D_gradient"]
+    without = config.parse(["--student", name, "--algo", "dr_grpo"])
+    assert {x for who, x in memory.training_state(without).items() if who.startswith("D")} == {0}
 
 
 def test_the_plan_knows_the_size_of_a_checkpoint_and_that_three_exist_at_once(straight):
-    cfg = train.parse(SMALL)
+    cfg = config.parse(SMALL)
     found = FileSystemReader(straight / "checkpoints/ril-step6").read_metadata().state_dict_metadata
     tensors = {name: x for name, x in found.items() if hasattr(x, "size") and not name.endswith(".step")}
     real = sum(x.size.numel() * x.properties.dtype.itemsize for x in tensors.values())
-    assert bench.checkpoint_bytes(cfg) == real
+    assert memory.checkpoint_bytes(cfg) == real
     students = sum((straight / "checkpoints" / x / "model.safetensors").stat().st_size for x in ("best", "last"))
-    disk = bench.hours_and_disk(cfg, 1, "none")["ril"][1] * 1e9
+    disk = plan.hours_and_disk(cfg, 1, "none")["ril"][1] * 1e9
     assert disk == pytest.approx(3 * real + students, rel=0.01)
-    real = train.parse(["--student", "qwen2.5-vl-7b"])
+    real = config.parse(["--student", "qwen2.5-vl-7b"])
     for offload in ("none", "phase"):  # the checkpoint on its way, and the best student
-        assert bench.phases(real, 8, offload)["host"] > (bench.checkpoint_bytes(real) + 4 * 8.292e9) / 1e9
+        assert memory.phases(real, 8, offload)["host"] > (memory.checkpoint_bytes(real) + 4 * 8.292e9) / 1e9
 
 
 def test_the_plan_counts_launches_of_decoding_and_the_traffic_between_gpus(monkeypatch):
-    cfg = train.parse(["--student", "qwen2.5-vl-7b"])
-    token = bench.answering(cfg, cfg.student, 20) / cfg.max_new_tokens
+    cfg = config.parse(["--student", "qwen2.5-vl-7b"])
+    token = plan.answering(cfg, cfg.student, 20) / cfg.max_new_tokens
     assert 0.012 < token < 0.018  # without launches: 0.009
-    monkeypatch.setattr(bench, "LAUNCH", 0)
-    assert bench.answering(cfg, cfg.student, 20) / cfg.max_new_tokens < 0.01
-    assert bench.traffic(cfg, 1) == 0
-    m, of = bench.sizes(cfg.student), bench.training_state(cfg)
+    monkeypatch.setattr(memory, "LAUNCH", 0)
+    assert plan.answering(cfg, cfg.student, 20) / cfg.max_new_tokens < 0.01
+    assert plan.traffic(cfg, 1) == 0
+    m, of = memory.sizes(cfg.student), memory.training_state(cfg)
     layers, root = m["layers"], m["root"]
     student = 2 * (layers + root) + 2 * layers + of["student_gradient"] + 2 * (layers + root)  # and the reference
     D = 2 * (2 * (layers + root - m["head"])) + 2 * layers + of["D_gradient"]
     refresh = of["student_gradient"] / 2
-    assert bench.traffic(cfg, 8) == pytest.approx(7 / 8 * (5 * (student + D) + refresh))
-    alone = train.parse(["--student", "qwen2.5-vl-7b", "--algo", "dr_grpo", "--beta", "0"])
+    assert plan.traffic(cfg, 8) == pytest.approx(7 / 8 * (5 * (student + D) + refresh))
+    alone = config.parse(["--student", "qwen2.5-vl-7b", "--algo", "dr_grpo", "--beta", "0"])
     student -= 2 * (layers + root)
-    assert bench.traffic(alone, 8) == pytest.approx(7 / 8 * (5 * student + refresh))
-    seconds = {x: bench.step_seconds(cfg, 8, x) for x in ("none", "phase")}
+    assert plan.traffic(alone, 8) == pytest.approx(7 / 8 * (5 * student + refresh))
+    seconds = {x: plan.step_seconds(cfg, 8, x) for x in ("none", "phase")}
     assert (
         seconds["none"]["gathers and reductions"] > 1 and seconds["none"]["offload"] == 0 < seconds["phase"]["offload"]
     )
@@ -2629,7 +2648,7 @@ def test_what_the_readme_says_of_gpus_is_what_the_plan_says(tmp_path, monkeypatc
     lines = re.findall(r"^torchrun --nproc_per_node (\d+) (?:-- )?train.py (--[^#\n]*)", text, re.M)
     assert len(lines) >= 4 and {"1", "8"} <= {gpus for gpus, _ in lines}
     for gpus, flags in lines:
-        assert bench.fitting(train.parse([*flags.split(), "--gpus", gpus, "--gpu-memory", "80"])), flags
+        assert memory.fitting(config.parse([*flags.split(), "--gpus", gpus, "--gpu-memory", "80"])), flags
 
 
 @pytest.mark.parametrize("name", ["train", "eval", "bench"])
@@ -2659,20 +2678,20 @@ def test_the_plan_says_what_fits_without_weights(student, gpus, memory, says, ca
 
 
 def test_the_plan_cuts_weights_over_the_gpus_of_a_node_only(monkeypatch):
-    cfg, gb = train.parse(["--student", "qwen2.5-vl-7b", "--questions-per-step", "128"]), {}
+    cfg, gb = config.parse(["--student", "qwen2.5-vl-7b", "--questions-per-step", "128"]), {}
     for gpus, of_a_node in ((8, 8), (16, 8), (8, 4)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(of_a_node))
-        gb[gpus, of_a_node] = bench.phases(cfg, gpus, "none")["student"]
+        gb[gpus, of_a_node] = memory.phases(cfg, gpus, "none")["student"]
     assert gb[16, 8] == pytest.approx(gb[8, 8], rel=0.1) and gb[8, 4] > gb[8, 8] + 20
 
 
 def test_a_published_name_comes_from_the_hub_and_without_it_one_line_says_what_works(tmp_path, monkeypatch):
     import huggingface_hub
 
-    model.save(model.load("tiny-qwen", 3), tmp_path / "w")
+    loading.save(loading.load("tiny-qwen", 3), tmp_path / "w")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path / "w"))
-    assert model.load("qwen2.5-vl-7b").end == model.load("tiny-qwen").end
-    assert train.parse(["--student", "qwen2.5-vl-7b"]).lr == 1e-6  # a real student takes the paper's settings
+    assert loading.load("qwen2.5-vl-7b").end == loading.load("tiny-qwen").end
+    assert config.parse(["--student", "qwen2.5-vl-7b"]).lr == 1e-6  # a real student takes the paper's settings
 
     def offline(name, **_):
         raise OSError("no network here")
@@ -2702,7 +2721,7 @@ def test_offload_and_recomputation_change_no_number(straight, tmp_path, monkeypa
 
 
 def test_a_replica_has_no_memory_between_its_phases_but_for_what_the_student_does_not_train():
-    student, replica = model.load("tiny-qwen", 1).freeze("vision"), model.load("tiny-qwen", 2)
+    student, replica = loading.load("tiny-qwen", 1).freeze("vision"), loading.load("tiny-qwen", 2)
     trained = {name for name, p in student.named_parameters() if p.requires_grad}
     tower = {name: p.detach().clone() for name, p in replica.named_parameters() if name not in trained}
     run = types.SimpleNamespace(cfg=types.SimpleNamespace(offload="phase"))
@@ -2710,7 +2729,7 @@ def test_a_replica_has_no_memory_between_its_phases_but_for_what_the_student_doe
     def held() -> dict[str, int]:
         return {name: p.untyped_storage().nbytes() for name, p in replica.named_parameters()}
 
-    before, question = held(), data.world_questions("train", 1)
+    before, question = held(), tiny_world.world_questions("train", 1)
     for _ in range(2):
         with refreshed(run, replica, student):
             assert held() == before
@@ -2720,28 +2739,28 @@ def test_a_replica_has_no_memory_between_its_phases_but_for_what_the_student_doe
         assert all(torch.equal(replica.get_parameter(name), x) for name, x in tower.items()) and tower
     assert said[1][0][0].ids
     run.cfg.offload = "none"
-    with refreshed(run, other := model.load("tiny-qwen", 2), student):
+    with refreshed(run, other := loading.load("tiny-qwen", 2), student):
         pass
     assert torch.equal(other.hf.lm_head.weight, student.hf.lm_head.weight)
 
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_the_pilot_says_how_near_a_tie_greedy_texts_part(name):
-    vlm, question = speaking(name), data.world_questions("train", 1)[0]
+    vlm, question = speaking(name), tiny_world.world_questions("train", 1)[0]
     vlm.hf.generation_config.repetition_penalty = 5.0  # of the folder: not for the comparison
     prompt = vlm.encode_question(question)
     ((mine,),) = ro.rollout(vlm, [prompt], ["q"], 1, 12, ro.GREEDY)
-    assert bench.stock_greedy(vlm, prompt, 12) == mine.ids and len(mine.ids) > 4
+    assert pilot.stock_greedy(vlm, prompt, 12) == mine.ids and len(mine.ids) > 4
     logits = vlm.hf(**stock_inputs(vlm, prompt, torch.cat([prompt.ids, torch.tensor(mine.ids[:3])]))).logits[0, -1]
     (first, second), (top, next_) = (x.tolist() for x in (logits + vlm.banned).topk(2))
     assert top == mine.ids[3]
-    said = bench.parting(vlm, prompt, mine.ids, [*mine.ids[:3], next_, 1])
+    said = pilot.parting(vlm, prompt, mine.ids, [*mine.ids[:3], next_, 1])
     assert said.startswith(f"token 4 is {top} here and {next_} in stock") and said.endswith("no tie")
     assert float(re.search(r"(\S+) apart", said)[1]) == pytest.approx(first - second, rel=0.06)
-    assert "is None here" not in said and "and None in stock" in bench.parting(vlm, prompt, mine.ids, mine.ids[:3])
+    assert "is None here" not in said and "and None in stock" in pilot.parting(vlm, prompt, mine.ids, mine.ids[:3])
     with torch.no_grad():  # two ids with one row of the head are a tie
         vlm.hf.lm_head.weight[next_] = vlm.hf.lm_head.weight[top]
-    assert bench.parting(vlm, prompt, mine.ids, [*mine.ids[:3], next_]).endswith("a tie of rounding")
+    assert pilot.parting(vlm, prompt, mine.ids, [*mine.ids[:3], next_]).endswith("a tie of rounding")
 
 
 def test_the_pilot_writes_its_page(tmp_path):
@@ -2751,7 +2770,7 @@ def test_the_pilot_writes_its_page(tmp_path):
     assert "8 of 8 prompts, token for token" in page and "planned" in page and "tiny-qwen-teacher:" in page
     gap = float(re.search(r"largest difference (\S+)", page).group(1))
     assert gap < 1e-4
-    mine = train.Config(data=str(tmp_path / own_questions(tmp_path, 90)), pool=20, test_questions=5)
+    mine = config.Config(data=str(tmp_path / own_questions(tmp_path, 90)), pool=20, test_questions=5)
     assert len(train.split(mine)["train"]) > 60  # all of yours, but in a pilot only that many
     few = train.split(train.replace(mine, pilot=True))
     assert [len(few[part]) for part in ("train", "test")] == [20, 5]
@@ -2760,7 +2779,7 @@ def test_the_pilot_writes_its_page(tmp_path):
 # ------------------------------------------------------------------------------------------------ teachers and judges
 def test_a_served_teachers_answers_survive_a_dead_server_without_loss_or_doubles(straight, tmp_path, monkeypatch):
     """The server dies after 50 requests; the same command later asks for the rest only, and the loop trains on it."""
-    monkeypatch.setattr(teachers, "Server", lambda url: jd.Server(url, tries=2, in_flight=4, sleep=lambda s: None))
+    monkeypatch.setattr(teachers, "Server", lambda url: clients.Server(url, tries=2, in_flight=4, sleep=lambda s: None))
     file, served, dying = own_questions(tmp_path), [], [True]
 
     def answer(handler, body):
@@ -2793,7 +2812,7 @@ def test_a_served_teachers_answers_survive_a_dead_server_without_loss_or_doubles
 
 
 def test_responses_from_a_file_fill_in_for_a_teacher_that_has_too_few(straight, tmp_path, capsys):
-    questions = data.world_questions("train", 48)
+    questions = tiny_world.world_questions("train", 48)
     lines = [dict(question=q.id, teacher="a", text=f"the answer is {q.answer}") for q in questions for _ in range(4)]
     lines += [dict(question=q.id, teacher="b", text="final red") for q in questions[10:] for _ in range(4)]
     (tmp_path / "said.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
@@ -2815,7 +2834,7 @@ def test_responses_from_a_file_fill_in_for_a_teacher_that_has_too_few(straight, 
     assert not (tmp_path / "runs/f/teachers.jsonl").exists()  # mended, the same command goes on
     (tmp_path / "said.jsonl").write_text(json.dumps(lines[0] | dict(teacher="c")) + "\n" + json.dumps(lines[0])[:-9])
     with pytest.raises(data.UserError, match="said.jsonl:2: not JSON"):
-        train.parse(flags)
+        config.parse(flags)
 
 
 def test_teachers_are_asked_for_more_where_the_discriminators_pre_training_comes_by(straight, tmp_path, monkeypatch):
@@ -2884,8 +2903,8 @@ def test_a_served_model_may_move_and_the_run_goes_on():
 
 def test_held_out_questions_are_left_out_of_the_warm_start(tmp_path, capsys):
     mine = str(tmp_path / own_questions(tmp_path))
-    cfg = train.Config(data=mine, sft_data=mine)
-    taught, parts = {q.id for q in train.sft_questions(cfg)}, train.split(cfg)
+    cfg = config.Config(data=mine, sft_data=mine)
+    taught, parts = {q.id for q in tiny_lessons.sft_questions(cfg)}, train.split(cfg)
     assert taught == {q.id for q in parts["train"]} and parts["test"] and "lines of" in capsys.readouterr().out
 
 
@@ -2897,11 +2916,11 @@ def test_the_loop_runs_with_a_local_judge_and_remembers_its_verdicts(straight, j
     lines = [json.loads(x) for x in (tmp_path / "runs/j/verdicts.jsonl").read_text().splitlines()]
     assert len({x["key"] for x in lines}) == len(lines) > 48  # the references, and what the student said
     with pytest.raises(data.UserError, match="--judge nobody"):
-        train.parse(["--judge", "nobody"])
+        config.parse(["--judge", "nobody"])
 
 
 def test_the_loop_runs_with_a_served_judge_and_names_a_dead_one(straight, tmp_path, monkeypatch):
-    monkeypatch.setattr(jd, "Server", lambda url, *_: REAL_SERVER(url, tries=2, sleep=lambda s: None))
+    monkeypatch.setattr(clients, "Server", lambda url, *_: REAL_SERVER(url, tries=2, sleep=lambda s: None))
 
     def answer(handler, body):
         right = "red" in body["messages"][-1]["content"].split("<generated text>")[1]
@@ -2914,7 +2933,7 @@ def test_the_loop_runs_with_a_served_judge_and_names_a_dead_one(straight, tmp_pa
         command(tmp_path, "--run", "dead", *SMALL, "--student", str(straight / "sft"), "--judge", url)
 
 
-REAL_SERVER = jd.Server
+REAL_SERVER = clients.Server
 
 
 def test_selection_keeps_what_the_teacher_knows_and_the_student_does_not_and_resumes(straight, tmp_path, capsys):
@@ -2941,7 +2960,7 @@ def test_selection_keeps_what_the_teacher_knows_and_the_student_does_not_and_res
     kept = {q.id for q in data.load_questions(run / "selected.jsonl")}
     assert scores["long"] is None and len(kept) == 10 and len(scores) == 41
     assert min(scores[i] for i in kept) >= max(x for i, x in scores.items() if x is not None and i not in kept)
-    teacher, student = model.load(teachers.FOLDER / "tiny-qwen-teacher"), model.load(straight / "sft")
+    teacher, student = loading.load(teachers.FOLDER / "tiny-qwen-teacher"), loading.load(straight / "sft")
     q = next(q for q in data.load_questions(tmp_path / file) if q.id in kept)
 
     def alone(vlm):
@@ -2977,11 +2996,11 @@ def test_a_folder_can_be_warmed_up_on_your_own_answers(straight, tmp_path, monke
     command(tmp_path, *flags, "--sft-data", str(tmp_path / file), "--sft-epochs", "30", "--sft-pictures", "6")
     assert len(rates) == 30 * 12 / 6 and rates.index(max(rates)) == 29  # it warms up in half of the steps, not in 50
     with pytest.raises(data.UserError, match="counted in epochs"):
-        train.parse(["--sft-data", str(tmp_path / file), "--sft-steps", "60"])
+        config.parse(["--sft-data", str(tmp_path / file), "--sft-steps", "60"])
     losses = [r["loss"] for r in metrics(tmp_path / "runs/w")]
-    before, after = model.load(straight / "sft"), model.load(tmp_path / "runs/w/sft")
+    before, after = loading.load(straight / "sft"), loading.load(tmp_path / "runs/w/sft")
     questions = data.load_questions(tmp_path / file)
-    was, now = (np.mean(teachers.answer_logps(vlm, questions)) for vlm in (before, after))
+    was, now = (np.mean(selection.answer_logps(vlm, questions)) for vlm in (before, after))
     assert losses[-1] < 0.3 and now > was + 0.3
 
 
@@ -2989,10 +3008,10 @@ def test_calibration_counts_what_a_judge_gets_wrong(tmp_path, judge_folder, caps
     rows = [("red", "it is red", 1), ("red", "blue", 0), ("3", "three", 1), ("3", "4", 1)]
     lines = [dict(question="what?", answer=a, response=r, label=x) for a, r, x in rows]
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    ev.calibrate(str(tmp_path / "c.jsonl"), ["rule", str(judge_folder)])
+    calibration.calibrate(str(tmp_path / "c.jsonl"), ["rule", str(judge_folder)])
     out = capsys.readouterr().out
     assert "rule against the labels: accuracy 3/4 = 0.750" in out and "false negatives 1/3" in out
     assert f"{judge_folder} against rule: accuracy" in out
     (tmp_path / "c.jsonl").write_text(json.dumps(lines[0] | dict(label=2)) + "\n")
     with pytest.raises(data.UserError, match="c.jsonl:1: .*label 0 or 1"):
-        ev.calibrate(str(tmp_path / "c.jsonl"), ["rule"])
+        calibration.calibrate(str(tmp_path / "c.jsonl"), ["rule"])

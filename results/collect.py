@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from data import Flags, run_command
-from eval import loop_rows, over_seeds, start_and_end
+from engine.report import loop_rows, start_and_end
+from eval import over_seeds
 
 COLUMNS = {  # column of the table -> (key in summary.json, decimals)
     "sampled": ("sampled_after", 3),

@@ -9,7 +9,8 @@ reference answer, 0 if it is wrong, wavers, or gives none. No judge was asked. T
 import json
 import random
 
-from data import COLORS, SHAPES, look, seed_of, world_questions
+from data import seed_of
+from tiny.world import COLORS, SHAPES, look, world_questions
 
 ABCD = "Which animal is shown? (A) cat (B) dog (C) horse (D) cow"
 LETTERED = "What is the tallest bar?\nA. 2019\nB. 2020\nC. 2021\nD. 2022"

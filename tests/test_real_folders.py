@@ -18,6 +18,8 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 
 import data
 import discriminator as disc
+import engine.loading as loading
+import engine.sharding as sharding
 import model
 import rollout as ro
 import train
@@ -83,12 +85,12 @@ def test_every_player_has_the_asked_dtype_whatever_the_folder_says(published, na
     folder = published / name
     if nested:
         pub.say_dtype(folder := pub.copied(folder, tmp_path / "copy"), nested)
-    mesh = model.start_ranks("cpu")
+    mesh = sharding.start_ranks("cpu")
     for dtype in (torch.float32, torch.bfloat16):
-        whole = model.load(folder, dtype=dtype)
-        assert dtypes(whole) == {dtype} and {x.dtype for x in model.levels(whole.hf.config)} == {dtype}
-        D = model.load(folder, dtype=dtype, mesh=mesh, player=disc.Discriminator)
-        sharded = model.load(folder, dtype=dtype, mesh=mesh, compute=torch.bfloat16)
+        whole = loading.load(folder, dtype=dtype)
+        assert dtypes(whole) == {dtype} and {x.dtype for x in loading.levels(whole.hf.config)} == {dtype}
+        D = loading.load(folder, dtype=dtype, mesh=mesh, player=disc.Discriminator)
+        sharded = loading.load(folder, dtype=dtype, mesh=mesh, compute=torch.bfloat16)
         assert dtypes(D) == dtypes(sharded) == {dtype}
         with torch.no_grad():  # rotary tables are not rounded
             tables = [b for n, b in whole.named_buffers() if "inv_freq" in n]
@@ -97,10 +99,10 @@ def test_every_player_has_the_asked_dtype_whatever_the_folder_says(published, na
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_judge_has_the_asked_dtype_and_the_heads_tie_is_that_of_the_files(published, dtype):
-    for mesh in (None, model.start_ranks("cpu")):
-        hf, _ = model.load_language_model(published / "judge", "cpu", dtype, mesh)
+    for mesh in (None, sharding.start_ranks("cpu")):
+        hf, _ = loading.load_language_model(published / "judge", "cpu", dtype, mesh)
         assert dtypes(hf) == {dtype} and not model.is_tied(hf)
-    assert [model.load(published / name).tied for name in STUDENTS] == [False, True, False]
+    assert [loading.load(published / name).tied for name in STUDENTS] == [False, True, False]
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -108,9 +110,9 @@ def test_a_saved_folder_says_its_dtype_at_every_level_and_keeps_all_other_files(
     for source, nested in ((published / name, None), (tmp_path / "copy", "float32")):
         if nested:
             pub.say_dtype(pub.copied(published / name, source), nested)
-        vlm = model.load(source)
+        vlm = loading.load(source)
         for dtype in (torch.float32, torch.bfloat16):
-            model.save(vlm, out := tmp_path / "out", dtype)
+            loading.save(vlm, out := tmp_path / "out", dtype)
             assert written_dtypes(out) == {str(dtype).removeprefix("torch.")}
         for file in source.iterdir():
             if ".safetensors" not in file.name and file.name != "config.json":
@@ -122,7 +124,7 @@ def test_a_saved_folder_says_its_dtype_at_every_level_and_keeps_all_other_files(
         stock = vlm.family.model.from_pretrained(out, dtype="auto")
         assert dtypes(stock) == {torch.bfloat16} and model.is_tied(stock) == vlm.tied
         assert type(stock.config).from_pretrained(out).tie_word_embeddings == vlm.tied  # servers read it there
-        again = model.load(out, dtype=torch.bfloat16).hf.state_dict()
+        again = loading.load(out, dtype=torch.bfloat16).hf.state_dict()
         for key, x in stock.state_dict().items():
             assert torch.equal(x, again[key]) and torch.equal(x, vlm.hf.state_dict()[key].bfloat16()), key
 
@@ -132,13 +134,13 @@ def test_a_saved_folder_says_its_dtype_at_every_level_and_keeps_all_other_files(
 @pytest.mark.parametrize("name", STUDENTS)
 def test_a_student_saved_by_stock_code_loads(published, name, rows, dtype, tmp_path):
     saved = pub.saved_by_stock(published / name, tmp_path / "saved", dtype, rows)
-    vlm = model.load(saved)
+    vlm = loading.load(saved)
     stock = vlm.family.model.from_pretrained(saved, dtype=torch.float32).state_dict()
     assert dtypes(vlm) == {torch.float32}
     assert all(torch.equal(x, stock[key]) for key, x in vlm.hf.state_dict().items())
     assert not rows or vlm.banned.shape == (rows,)
     prompt = vlm.encode_question(WIDE)  # template and image processor stand in other files there
-    assert torch.equal(prompt.ids, model.load(published / name).encode_question(WIDE).ids)
+    assert torch.equal(prompt.ids, loading.load(published / name).encode_question(WIDE).ids)
 
 
 # ------------------------------------------------------------------------------------------------ templates, tiles
@@ -154,7 +156,7 @@ def test_the_template_with_pictures_is_found_wherever_it_stands(published, tmp_p
         )
         (as_jinja / "chat_template.json").unlink(missing_ok=True)
         for folder in (published / name, moved, as_jinja):
-            vlm = model.load(folder)
+            vlm = loading.load(folder)
             text = vlm.tokenizer.decode(vlm.encode_question(SMALL).ids)
             picture = text.removeprefix(before).partition(after)[0]
             assert text == before + picture + after + "<|im_start|>assistant\n"
@@ -163,7 +165,7 @@ def test_the_template_with_pictures_is_found_wherever_it_stands(published, tmp_p
 
 @pytest.mark.parametrize("tokens, tiles", [(0, 7), (1280, 3), (300, 1)])
 def test_internvl_is_cut_into_tiles_as_its_stock_processor_does_when_it_is_called(published, tokens, tiles):
-    vlm = model.load(published / "internvl")
+    vlm = loading.load(published / "internvl")
     vlm.limit_pictures(tokens)
     stock = GotOcr2ImageProcessorPil.from_pretrained(published / "internvl")
     assert not stock.crop_to_patches  # what the file says; the stock processor overrides it at every call
@@ -179,7 +181,7 @@ def test_internvl_is_cut_into_tiles_as_its_stock_processor_does_when_it_is_calle
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_log_probs_and_greedy_texts_with_a_real_vocabulary_are_those_of_the_stock_model(speakers, name):
-    vlm = model.load(speakers / name)
+    vlm = loading.load(speakers / name)
     vlm.limit_pictures(1280)
     stock = vlm.family.model.from_pretrained(speakers / name, dtype=torch.float32).eval()
     questions = [WIDE, SMALL]
@@ -285,12 +287,12 @@ def test_a_snapshot_is_local_only_when_all_its_files_are_there(published, tmp_pa
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert model.find_folder("qwen2.5-vl-7b") == folder and asked.count(False) == 1
-    assert model.find_folder("qwen2.5-vl-7b") == folder and asked.count(False) == 1  # whole now
+    assert loading.find_folder("qwen2.5-vl-7b") == folder and asked.count(False) == 1
+    assert loading.find_folder("qwen2.5-vl-7b") == folder and asked.count(False) == 1  # whole now
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(folder))
     pub.missing_shard(folder)
     with pytest.raises(data.UserError, match="qwen2.5-vl-7b: the download of Qwen/Qwen2.5-VL-7B-Instruct lacks"):
-        model.find_folder("qwen2.5-vl-7b")
+        loading.find_folder("qwen2.5-vl-7b")
 
 
 def test_ranks_meet_while_one_of_them_works_so_that_no_collective_waits_for_it(monkeypatch):
@@ -302,10 +304,10 @@ def test_ranks_meet_while_one_of_them_works_so_that_no_collective_waits_for_it(m
             go_on.set()
         return [done, True]
 
-    monkeypatch.setattr(model, "ranks", lambda: (0, 2))
-    monkeypatch.setattr(model, "everyone_of", everyone_of)
-    monkeypatch.setattr(model, "MEETING", 0.01)
-    assert model.together(lambda: go_on.wait(60)) and meetings[:3] == [False] * 3 and meetings[-1]
+    monkeypatch.setattr(sharding, "ranks", lambda: (0, 2))
+    monkeypatch.setattr(sharding, "everyone_of", everyone_of)
+    monkeypatch.setattr(sharding, "MEETING", 0.01)
+    assert sharding.together(lambda: go_on.wait(60)) and meetings[:3] == [False] * 3 and meetings[-1]
 
 
 # ------------------------------------------------------------------------------------------------ whole runs
@@ -315,8 +317,8 @@ def check_run(run: Path, source: Path) -> None:
     steps = [r for r in rows if r["stage"] == "ril" and "loss" in r]
     assert len(steps) == 2 and all(np.isfinite(r["loss"]) and r["gradient_norm"] > 0 for r in steps)
     assert json.loads((run / "config.json").read_text())["settings"]["lr"] == 1e-6
-    vlm = model.load(source)
-    out = model.load(run / "checkpoints" / "last")
+    vlm = loading.load(source)
+    out = loading.load(run / "checkpoints" / "last")
     tables = {"model.language_model.embed_tokens.weight", "lm_head.weight"}  # rows of tokens that no text had stay
     a, b = vlm.hf.state_dict(), out.hf.state_dict()
     tower = [k for k in a if ".visual." in k and ".merger." not in k or ".vision_tower." in k]

@@ -22,14 +22,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import run
 import torch
 from safetensors.torch import load_file
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoConfig, AutoTokenizer, InternVLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
 
+import config
 import data
-import model
+import engine.families as families
+import engine.loading as loading
+import engine.run as running
+import engine.sharding as sharding
+import tiny.world as tiny_world
 import train
 
 torch.set_num_threads(1)
@@ -61,7 +65,7 @@ class Slow:
         self.c = SimpleNamespace(**json.loads((run / "config.json").read_text())["settings"])
         self.kind = AutoConfig.from_pretrained(run / "sft").model_type
         self.tokenizer = AutoTokenizer.from_pretrained(run / "sft")
-        self.pictures = model.FAMILIES[self.kind].image_processor.from_pretrained(run / "sft")
+        self.pictures = families.FAMILIES[self.kind].image_processor.from_pretrained(run / "sft")
         self.student = STOCK[self.kind].from_pretrained(run / "sft", dtype=torch.float64)
         self.reference, base = copy.deepcopy(self.student), copy.deepcopy(self.student.model)
         head = torch.nn.Linear(base.language_model.norm.weight.numel(), 1, bias=False)
@@ -243,10 +247,10 @@ def double(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "to", to_double)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    defaults = [torch.float64 if x is torch.float32 else x for x in model.load.__defaults__]
-    monkeypatch.setattr(model.load, "__defaults__", tuple(defaults))
-    monkeypatch.setattr(model, "MixedPrecisionPolicy", lambda *_, **more: MixedPrecisionPolicy(**more))
-    for module in (train, run):
+    defaults = [torch.float64 if x is torch.float32 else x for x in loading.load.__defaults__]
+    monkeypatch.setattr(loading.load, "__defaults__", tuple(defaults))
+    monkeypatch.setattr(sharding, "MixedPrecisionPolicy", lambda *_, **more: MixedPrecisionPolicy(**more))
+    for module in (train, running):
         monkeypatch.setattr(module, "compute_dtype", lambda _: torch.float64)
     torch.set_default_dtype(torch.float64)
     yield
@@ -272,10 +276,10 @@ def starts(tmp_path_factory):
     out = {}
     for family in ("tiny-qwen", "tiny-internvl"):
         folder = out[family] = tmp_path_factory.mktemp(family)
-        student = model.load(TEACHERS / f"{family}-teacher")
+        student = loading.load(TEACHERS / f"{family}-teacher")
         with torch.no_grad():
             student.base.language_model.norm.weight.mul_(0.55)
-        model.save(student, folder / "student", torch.float32)
+        loading.save(student, folder / "student", torch.float32)
         flags = ["--run", "a", *BASE, "--student", "student"]
         for stage in ("sft", "teachers", "discriminator"):
             command(folder, *flags, "--teachers", "tiny-qwen-teacher,tiny-internvl-teacher", "--stage", stage)
@@ -291,7 +295,7 @@ def real(start: Path, folder: Path, flags: list[str], monkeypatch) -> SimpleName
     path.mkdir(parents=True)
     (path / "sft").symlink_to(start / "student")
     (path / "discriminator").symlink_to(start / "runs/a/discriminator")
-    names = train.parse(flags).teachers.split(",")
+    names = config.parse(flags).teachers.split(",")
     lines = (start / "teachers.jsonl").read_text().splitlines(keepends=True)
     (path / "teachers.jsonl").write_text("".join(x for x in lines if json.loads(x)["teacher"] in names))
     out = SimpleNamespace(run=path, trace=[], sampled=[], drawn=[], parts={})
@@ -370,7 +374,7 @@ def test_the_loop_equals_the_slow_step(starts, tmp_path, monkeypatch, double, ca
     monkeypatch.setattr(train, "validate", lambda *_: None)
     ours = real(starts[family], tmp_path, flags, monkeypatch)
     slow, signs, verdicts = Slow(ours.run), Counter(), Counter()
-    questions, P = data.world_questions("train", slow.c.pool), slow.c.questions_per_step
+    questions, P = tiny_world.world_questions("train", slow.c.pool), slow.c.questions_per_step
     for step in range(slow.c.steps):
         asked = [q for q, _ in data.questions_at(questions, step, P, slow.c.seed)]
         sampled = [[r.ids for r in group] for group in ours.sampled[step]]
