@@ -30,7 +30,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run import refreshed, without_host
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
 
@@ -41,6 +40,7 @@ import engine.families as families
 import engine.loading as loading
 import engine.memory as memory
 import engine.report as report
+import engine.run as running
 import engine.served as clients
 import engine.sharding as sharding
 import eval as ev
@@ -2731,7 +2731,7 @@ def test_a_replica_has_no_memory_between_its_phases_but_for_what_the_student_doe
 
     before, question = held(), tiny_world.world_questions("train", 1)
     for _ in range(2):
-        with refreshed(run, replica, student):
+        with running.refreshed(run, replica, student):
             assert held() == before
             assert all(torch.equal(replica.get_parameter(x), student.get_parameter(x)) for x in trained)
             said = sampled(replica, questions=question)
@@ -2739,7 +2739,7 @@ def test_a_replica_has_no_memory_between_its_phases_but_for_what_the_student_doe
         assert all(torch.equal(replica.get_parameter(name), x) for name, x in tower.items()) and tower
     assert said[1][0][0].ids
     run.cfg.offload = "none"
-    with refreshed(run, other := loading.load("tiny-qwen", 2), student):
+    with running.refreshed(run, other := loading.load("tiny-qwen", 2), student):
         pass
     assert torch.equal(other.hf.lm_head.weight, student.hf.lm_head.weight)
 
@@ -2896,9 +2896,9 @@ def test_pre_training_uses_what_a_cache_has_and_warns_where_d_learned_nothing(st
 
 
 def test_a_served_model_may_move_and_the_run_goes_on():
-    moved = [without_host(f"big=http://{host}/v1,tiny-qwen-teacher") for host in ("a:1", "10.0.0.7:8000")]
+    moved = [running.without_host(f"big=http://{host}/v1,tiny-qwen-teacher") for host in ("a:1", "10.0.0.7:8000")]
     assert moved[0] == moved[1] == "big=http://,tiny-qwen-teacher"
-    assert without_host("http://a/v1#m") == without_host("https://b:2/v1#m") != without_host("http://a/v1#n")
+    assert running.without_host("http://a/v1#m") == running.without_host("https://b:2/v1#m") != running.without_host("http://a/v1#n")
 
 
 def test_held_out_questions_are_left_out_of_the_warm_start(tmp_path, capsys):
