@@ -120,7 +120,7 @@ def discriminator_accuracy(student_logit: torch.Tensor, is_student: torch.Tensor
     return {"d_accuracy": (on_student + on_teacher) / 2, "d_on_student": on_student, "d_on_teacher": on_teacher}
 
 
-def discriminator_update(
+def discriminator_backward(
     D: Discriminator, batches: list[Batch], is_student: torch.Tensor, share: float = 1.0, scale: float = 1.0
 ) -> tuple[float, torch.Tensor]:
     """Gradients of Eq. 1 on the packed texts of a step: -> loss, student_logit (R,); is_student (R,) in packed order.
@@ -136,6 +136,14 @@ def discriminator_update(
         logits.append(student_logit.detach())
         total += loss.item()
     return total, torch.cat(logits)
+
+
+@torch.no_grad()
+def discriminator_scores(D: Discriminator, batches: list[Batch]) -> torch.Tensor:
+    """student_logit (R,) of packed texts, on the CPU."""
+    student_logit = torch.cat([D(batch) for batch in batches]).cpu()
+    D.reshard()  # without a backward pass FSDP keeps the root's weights gathered
+    return student_logit
 
 
 def make_discriminator(run, trained: bool = True) -> Discriminator:

@@ -25,7 +25,7 @@ import shutil
 import sys
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -40,20 +40,30 @@ from tqdm import tqdm
 
 from config import BUILDS, D_ALARM, STAGES, Config, frozen_parts, is_real, parse, pretraining_samples
 from data import UserError, questions_at, read_jsonl, run_command, slices
-from discriminator import discriminator_accuracy, discriminator_update, make_discriminator, similarity_reward
+from discriminator import (
+    Discriminator,
+    discriminator_accuracy,
+    discriminator_backward,
+    discriminator_scores,
+    make_discriminator,
+    similarity_reward,
+)
 from engine.families import FULL, JUDGES
 from engine.loading import find_folder, language_shell, load, random_shell, save, shell
 from engine.report import (
+    Clock,
+    discriminator_metrics,
     draw_curves,
-    line,
-    look_auc,
-    looks_of,
+    log_step,
+    look_metrics,
     loop_rows,
+    malformed_share,
     print_summary,
     rounded,
     show,
     shown,
     start_and_end,
+    step_metrics,
     token_metrics,
     write_samples,
 )
@@ -74,11 +84,11 @@ from engine.run import (
     update,
 )
 from engine.served import Server, is_url
-from engine.sharding import deal, dealt, everyone, everyone_of, new_folder, ranks, start_ranks, wait, whole
+from engine.sharding import deal, dealt, everyone_of, new_folder, ranks, start_ranks, wait, whole
 from eval import evaluate
-from grpo import advantages, group_metrics, policy_loss, rewards, surrogate_metrics, teacher_advantages
-from judge import MALFORMED_ALARM, judge_digits, known_judge
-from model import VLM, pack
+from grpo import advantages, policy_loss, rewards, surrogate_metrics, teacher_advantages
+from judge import judge_digits, known_judge
+from model import VLM, Batch, pack
 from rollout import rollout, sampling_of
 from teachers import TeacherCache, pretraining_questions, teacher_folder, teacher_model, teachers
 from tiny.lessons import build_students, build_teachers, fit, shipped_warm_start
@@ -147,7 +157,7 @@ def discriminator(run: Run) -> None:
             group["lr"] = cfg.d_pretrain_lr * (1 - 0.9 * step / cfg.d_steps)
         batches, is_student, count = texts(step_questions, step)
         with on_gpu(run, D, optimizer):
-            loss, _ = discriminator_update(D, batches, is_student, count / len(step_questions), world)
+            loss, _ = discriminator_backward(D, batches, is_student, count / len(step_questions), world)
             loss = total(loss)
             update(optimizer, cfg.clip, loss, run, "discriminator", step, [q.id for q in step_questions])
             with torch.no_grad():
@@ -169,159 +179,177 @@ def discriminator(run: Run) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ stage: ril
+@dataclass
+class Players:
+    """Who takes part in the loop; D and its optimizer are None where the method has no discriminator."""
+
+    student: VLM  # pi_theta: sharded, fp32 masters
+    reference: VLM  # pi_ref: sharded, never changes
+    replica: VLM  # pi_old: whole on every rank, takes over the student at every step
+    student_optimizer: torch.optim.Optimizer
+    D: Discriminator | None = None
+    d_optimizer: torch.optim.Optimizer | None = None
+
+    def trained(self) -> dict[str, tuple]:
+        """What a checkpoint holds: name -> (module, its optimizer)."""
+        out = {"student": (self.student, self.student_optimizer)}
+        return out | ({"D": (self.D, self.d_optimizer)} if self.D else {})
+
+
+def load_players(run: Run) -> Players:
+    """All players start at the warm-started student; D has been pre-trained."""
+    cfg, start = run.cfg, run.path / "sft"
+    student = run.sharded(start).freeze(*frozen_parts(cfg))
+    reference = run.sharded(start, dtype=compute_dtype(cfg)).requires_grad_(False)
+    move(run, "cpu", reference)
+    replica = run.whole(start)
+    hold_memory(run, replica, student, False)
+    players = Players(student, reference, replica, adamw(student, cfg.lr))
+    if cfg.discriminator != "none":
+        players.D = make_discriminator(run)
+        move(run, "cpu", players.D)
+        players.d_optimizer = adamw(players.D, cfg.d_lr)
+    student.train()  # only so that activations are recomputed; nothing drops out
+    return players
+
+
 def ril(run: Run) -> None:
-    """Algorithm 2 of the paper. The numbers are those of the README; the switches default to the paper's choices.
+    """Algorithm 2 of the paper. The numbers 1-9 are those of the README; the switches default to the paper's choices.
 
     Every rank has its share of the questions from 2 to 8; what is logged is of all.
     """
-    cfg, judge, world = run.cfg, run.judge(weak=True), ranks()[1]
-    student = run.sharded(run.path / "sft").freeze(*frozen_parts(cfg))
-    reference = run.sharded(run.path / "sft", dtype=compute_dtype(cfg)).requires_grad_(False)  # pi_ref never changes
-    move(run, "cpu", reference)
-    replica = run.whole(run.path / "sft")  # pi_old: takes over the student at every step
-    hold_memory(run, replica, student, False)
-    student_optimizer = adamw(student, cfg.lr)
-    trained, D, d_optimizer = {"student": (student, student_optimizer)}, None, None
-    if cfg.discriminator != "none":
-        D = make_discriminator(run)
-        move(run, "cpu", D)
-        d_optimizer = adamw(D, cfg.d_lr)
-        trained["D"] = (D, d_optimizer)
+    cfg, judge, how, world = run.cfg, run.judge(weak=True), sampling_of(run.cfg), ranks()[1]
+    players = load_players(run)  # lines 1-2 of Algorithm 2
+    student, reference, replica, D = players.student, players.reference, players.replica, players.D
     parts = split(cfg)
-    questions, valid = parts["train"], parts["valid"]
-    cache = TeacherCache(run, replica, questions) if cfg.teacher_use != "none" else None
-    questions = cache.questions if cache else questions
-    checkpoints, progress = Checkpoints(run, "ril", trained, cfg.checkpoint_every), {"best": -1.0, "best_step": -1}
+    cache = TeacherCache(run, replica, parts["train"]) if cfg.teacher_use != "none" else None
+    questions = cache.questions if cache else parts["train"]
+    checkpoints, progress = Checkpoints(run, "ril", players.trained(), cfg.checkpoint_every), {"best": -1.0}
     start = checkpoints.resume(progress)
-    how, P = sampling_of(cfg), cfg.questions_per_step
-    G, T = cfg.group_size * (cfg.student_rows != "none"), cache.rows if cache else 0  # rows of a group: G + T
-    inside = G if cfg.teacher_use == "discriminator" else G + T  # the rows that make the group's mean
-    rows = G if cfg.teacher_use in ("discriminator", "baseline") else G + T  # the rows that the policy is scored on
-    objective = dict(responses=P * inside, max_length=cfg.max_new_tokens, eps=cfg.eps, beta=cfg.beta, kl_kind=cfg.kl)
+    P, G, T = cfg.questions_per_step, cfg.group_size * (cfg.student_rows != "none"), cache.rows if cache else 0
+    in_mean = G if cfg.teacher_use == "discriminator" else G + T  # of G student and T teacher rows: the group's mean
+    scored = G if cfg.teacher_use in ("discriminator", "baseline") else G + T  # and those that the policy is scored on
+    objective = dict(responses=P * in_mean, max_length=cfg.max_new_tokens, eps=cfg.eps, beta=cfg.beta, kl_kind=cfg.kl)
     objective |= dict(length_mean=cfg.length == "mean", teacher_use=cfg.teacher_use)
-    blank = None if "vision" in frozen_parts(cfg) else replica.blank()
-    student.train()  # only so that activations are recomputed; nothing drops out
     if start == 0:
-        validate(run, replica, student, valid, 0, progress)
+        validate(run, replica, student, parts["valid"], 0, progress)
 
-    for step in range(start, cfg.steps):
-        clock = time.perf_counter()
-        # 1 questions: P for all ranks; this one has `own` of them, and where P does not divide one more without rows
-        step_questions = questions_at(questions, step, P, cfg.seed)
-        here, own = dealt(step_questions)
-        padded_asked, visits = [q for q, _ in here], [visit for _, visit in here[:own]]
-        asked, names, everybody = padded_asked[:own], [q.id for q, _ in here[:own]], [q.id for q, _ in step_questions]
-        prompts = [replica.encode_question(q) for q in padded_asked]
+    for step in range(start, cfg.steps):  # line 3
+        clock = Clock()
+        # 1 questions: P for all ranks; `own` of this one's count, and where P does not divide one has no rows
+        visits = questions_at(questions, step, P, cfg.seed)
+        here, own = dealt(visits)
+        asked, names, everybody = [q for q, _ in here], [q.id for q, _ in here[:own]], [q.id for q, _ in visits]
+        prompts = [replica.encode_question(q) for q in asked]
 
-        # 2 rollout: G responses per question from the replica, which is pi_old
+        # 2 rollout: G responses per question from the replica, which is pi_old (lines 4-5)
         with refreshed(run, replica, student):
-            more = dict(visits=visits, max_rows=cfg.rollout_rows)
+            more = dict(visits=[visit for _, visit in here[:own]], max_rows=cfg.rollout_rows)
             fresh = rollout(replica, prompts[:own], names, G, cfg.max_new_tokens, how, (cfg.seed, "rollout"), **more)
             seen = replica.see(prompts)
-        clock_rollout = time.perf_counter()
+        clock("rollout")
 
-        # 3 teachers: cached responses to the same questions
-        cached = [cache.draw(*visit, cfg.seed) if cache else ([], []) for visit in zip(names, visits, strict=True)]
+        # 3 teachers: cached responses to the same questions, and their verdicts (line 6)
+        cached = [cache.draw(q.id, visit, cfg.seed) if cache else ([], []) for q, visit in here[:own]]
 
         # 4 pack: one question = one row, for the policies (with picture and question) and for D (its template)
         groups = [mine + theirs for mine, (theirs, _) in zip(fresh, cached, strict=True)]
-        is_teacher = (torch.arange(G + T) >= G).expand(len(groups), -1)  # (this rank's questions, G + T)
-        padded_groups = groups + [[]] * (len(padded_asked) - len(groups))
-        cut = slices(len(padded_groups), cfg.micro_batch)
-        looked = [replace(p, patches=None) for p in seen] if blank else seen  # a trained tower sees for itself
-        ids = [[r.ids for r in g[:rows]] for g in padded_groups]
-        packed = [pack(looked[s], ids[s], device=student.device, blank=blank) for s in cut]
+        padded = groups + [[]] * (len(asked) - own)
+        is_teacher = (torch.arange(G + T) >= G).expand(own, -1)  # (own, G + T)
+        cut = slices(len(padded), cfg.micro_batch)
+        packed = pack_for_policies(run, replica, seen, [[r.ids for r in g[:scored]] for g in padded], cut)
 
-        # 5 discriminator: mu updates by Eq. 1
-        d_row = {}
-        if cfg.discriminator != "none":
-            with on_gpu(run, D, d_optimizer):
-                d_packed = D.batches(padded_asked, seen, padded_groups, cfg.micro_batch)
-                for k in range(cfg.mu):
-                    share = len(groups) / P
-                    d_loss, student_logit = discriminator_update(
-                        D.train(), d_packed, ~is_teacher.flatten(), share, world
-                    )
+        # 5 discriminator: mu updates by Eq. 1 (lines 7-9)
+        student_logit, d_row = None, {}
+        if D:
+            with on_gpu(run, D, players.d_optimizer):
+                d_packed = D.batches(asked, seen, padded, cfg.micro_batch)
+                for _ in range(cfg.mu):
+                    d_loss, logit = discriminator_backward(D.train(), d_packed, ~is_teacher.flatten(), own / P, world)
                     d_loss = total(d_loss)
-                    if k == 0:
-                        logit = torch.stack(everyone(list(student_logit.cpu().view(len(groups), G + T))))
-                        of_student = (torch.arange(G + T) < G).expand(P, -1)
-                        d_row = {"d_loss": d_loss, **discriminator_accuracy(logit.flatten(), of_student.flatten())}
+                    d_row = d_row or discriminator_metrics(d_loss, logit, is_teacher)
                     if cfg.discriminator == "updated":
-                        update(d_optimizer, cfg.clip, d_loss, run, "ril", step, everybody)
-                    d_optimizer.zero_grad()
-                with torch.no_grad():
-                    student_logit = torch.cat([D(b) for b in d_packed]).cpu().view(len(groups), G + T)
-                    D.reshard()
-        clock_d = time.perf_counter()
+                        update(players.d_optimizer, cfg.clip, d_loss, run, "ril", step, everybody)
+                    players.d_optimizer.zero_grad()
+                student_logit = discriminator_scores(D, d_packed).view(own, G + T)
+        clock("discriminator")
 
-        # 6 rewards: r_sim from the just-updated D, r_ans from the judge (the teachers' verdicts are cached)
-        if cfg.discriminator != "none":
-            similarity = similarity_reward(student_logit, cfg.similarity)
-            d_row["look_auc"] = look_auc(everyone(looks_of(asked, fresh, student_logit)))
-        else:
-            similarity = control_similarity(cfg.similarity, asked, groups, is_teacher)
-        verdicts = iter(judge.verdicts(asked, [r for g in fresh for r in g]))
-        bad, texts = map(sum, zip(*everyone_of(judge.malformed_counts()), strict=True))
-        malformed = bad / max(texts, 1)
-        verdicts = [[next(verdicts) for _ in mine] + v for mine, (_, v) in zip(fresh, cached, strict=True)]
-        answer = torch.tensor(verdicts, dtype=torch.float32).view(len(groups), G + T) * (cfg.answer == "judge")
+        # 6 rewards: r_sim from the just-updated D, r_ans from the judge (line 10)
+        similarity = similarity_of(cfg.similarity, asked, groups, is_teacher, student_logit)
+        answer = answers_of(judge, asked, fresh, cached, G + T) * (cfg.answer == "judge")
         reward = rewards(similarity, answer)
 
-        # 7 advantages over the whole group
-        advantage = advantages(reward[:, :inside], cfg.advantage)
-        advantage = teacher_advantages(advantage, is_teacher[:, :inside], cfg.teacher_use)[:, :rows]
+        # 7 advantages over the whole group (line 10)
+        advantage = advantages(reward[:, :in_mean], cfg.advantage)
+        advantage = teacher_advantages(advantage, is_teacher[:, :in_mean], cfg.teacher_use)[:, :scored]
 
-        # 8 student: mu updates by Eq. 2; pi_old's log-probs come from this forward pass, not from the sampler
-        with on_gpu(run, reference), torch.no_grad():
-            logp_ref = [reference(b) for b in packed] if cfg.beta else [None] * len(packed)
-            reference.reshard()  # without a backward pass FSDP keeps the root's weights gathered
-        logp_old: list = []
-        with on_gpu(run, student_optimizer):
-            for k in range(cfg.mu):
+        # 8 student: mu updates by Eq. 2; pi_old's log-probs come from this forward pass, not from the sampler (11-13)
+        logp_ref, logp_old = reference_log_probs(run, reference, packed), []
+        with on_gpu(run, players.student_optimizer):
+            for _ in range(cfg.mu):
                 loss_sum, ratios = 0.0, []
                 for i, (s, batch) in enumerate(zip(cut, packed, strict=True)):
-                    logp = student(batch)
-                    if k == 0:
+                    logp = student(batch)  # (R, L)
+                    if len(logp_old) == i:
                         logp_old.append(logp.detach())
-                    a, of_teacher = (x.flatten().to(logp.device) for x in (advantage[s], is_teacher[s, :rows]))
-                    old, ref = logp_old[i], logp_ref[i]
-                    loss = policy_loss(logp, old, ref, a, batch.mask, teacher=of_teacher, **objective)
+                    a, teacher = (x.flatten().to(logp.device) for x in (advantage[s], is_teacher[s, :scored]))  # (R,)
+                    loss = policy_loss(logp, logp_old[i], logp_ref[i], a, batch.mask, teacher=teacher, **objective)
                     (world * loss).backward()  # FSDP takes the mean over ranks
                     loss_sum += loss.item()
-                    ratios.append(surrogate_metrics(logp.detach(), old, batch.mask, cfg.eps))
+                    ratios.append(surrogate_metrics(logp.detach(), logp_old[i], batch.mask, cfg.eps))
                 loss_sum = total(loss_sum)
-                norm = update(student_optimizer, cfg.clip, loss_sum, run, "ril", step, everybody)
-        clock_student = time.perf_counter()
+                norm = update(players.student_optimizer, cfg.clip, loss_sum, run, "ril", step, everybody)
+        clock("student")
 
         # 9 log
-        row = dict(loss=loss_sum, gradient_norm=norm, malformed=malformed, **d_row)
-        if malformed > MALFORMED_ALARM:
-            print(f"  step {step + 1}: {malformed:.0%} of the texts are empty, loop, or got no readable verdict")
-        tables = (reward, similarity, answer, is_teacher, advantage)
-        row |= group_metrics(*(torch.stack(everyone(list(x))) for x in tables))
-        sums = [sum(x) for x in zip(*everyone_of(tuple(map(sum, zip(*ratios, strict=True)))), strict=True)]
-        row |= dict(ratio=sums[0] / sums[2], clipped=sums[1] / sums[2])
-        row |= token_metrics(fresh, packed, logp_old, logp_ref, is_teacher[:, :rows], cut, cfg.kl, how)
-        if run.first:
-            show(run, step, asked[0], groups[0], similarity[0], answer[0], advantage[0], [0, G] if G and T else [0])
-        seconds = dict(rollout=clock_rollout - clock, discriminator=clock_d - clock_rollout)
-        seconds |= dict(student=clock_student - clock_d, total=time.perf_counter() - clock)
-        tokens = sum(int((b.segment >= 0).sum()) for b in packed)
-        run.log("metrics.jsonl", stage="ril", step=step, **row)
-        run.log("timing.jsonl", stage="ril", step=step, **seconds, tokens_per_rank=everyone_of(tokens))
-        print(line(step, cfg.steps, row, seconds["total"]), flush=True)
+        show(run, step, asked[0], groups[0], similarity[0], answer[0], advantage[0], [0, G] if G and T else [0])
+        row = dict(loss=loss_sum, gradient_norm=norm, malformed=malformed_share(judge, step), **d_row)
+        row |= look_metrics(asked, fresh, student_logit)
+        row |= step_metrics((reward, similarity, answer, is_teacher, advantage), ratios)
+        row |= token_metrics(fresh, packed, logp_old, logp_ref, is_teacher[:, :scored], cut, cfg.kl, how)
+        log_step(run, step, row, clock, packed)
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
-            validate(run, replica, student, valid, step + 1, progress)
+            validate(run, replica, student, parts["valid"], step + 1, progress)
         checkpoints.save(step + 1, progress)
     checkpoints.finish()
     save(student, run.path / "checkpoints" / "last", torch.float32)
 
 
-def control_similarity(kind: str, asked: list, groups: list, is_teacher: torch.Tensor) -> torch.Tensor:
-    """The similarity rewards that need no D: none (0), constant (1 on teacher rows), oracle (1 on right looks)."""
+def pack_for_policies(run: Run, replica: VLM, seen: list, rows: list, cut: list[slice]) -> list[Batch]:
+    """rows[q] are the token lists behind question q's prompt -> one packed batch per slice of questions.
+
+    A vision tower that is trained encodes the pictures itself, with its gradient; a blank picture stands in for none.
+    """
+    blank = None if "vision" in frozen_parts(run.cfg) else replica.blank()
+    prompts = [replace(p, patches=None) for p in seen] if blank else seen
+    return [pack(prompts[s], rows[s], device=run.device, blank=blank) for s in cut]
+
+
+def reference_log_probs(run: Run, reference: VLM, packed: list[Batch]) -> list:
+    """log pi_ref of every batch, (R, L) each; None each where beta is 0."""
+    if not run.cfg.beta:
+        return [None] * len(packed)
+    with on_gpu(run, reference), torch.no_grad():
+        out = [reference(batch) for batch in packed]
+        reference.reshard()  # without a backward pass FSDP keeps the root's weights gathered
+    return out
+
+
+def answers_of(judge, asked: list, fresh: list, cached: list, rows: int) -> torch.Tensor:
+    """r_ans (questions, rows): fresh responses are judged now, the teachers' verdicts are cached."""
+    found = iter(judge.verdicts(asked[: len(fresh)], [r for g in fresh for r in g]))
+    verdicts = [[next(found) for _ in mine] + theirs for mine, (_, theirs) in zip(fresh, cached, strict=True)]
+    return torch.tensor(verdicts, dtype=torch.float32).view(len(fresh), rows)
+
+
+def similarity_of(kind: str, asked: list, groups: list, is_teacher: torch.Tensor, student_logit) -> torch.Tensor:
+    """r_sim (questions, rows): D's, or one that needs no D: none (0), constant (1 on teacher rows), oracle (1 on right
+    looks).
+    """
+    if student_logit is not None:
+        return similarity_reward(student_logit, kind)
     if kind == "oracle":
-        return torch.tensor([[float(look(q, r.text) or 0) for r in g] for q, g in zip(asked, groups, strict=True)])
+        return torch.tensor([[float(look(q, r.text) or 0) for r in g] for q, g in zip(asked, groups, strict=False)])
     return is_teacher.float() * (kind == "constant")
 
 

@@ -1,34 +1,78 @@
 """What a run says: the line of a step, its metrics of tokens, samples.md, curves.png, the summary."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from data import write
-from discriminator import make_discriminator, similarity_reward
+from discriminator import discriminator_accuracy, make_discriminator, similarity_reward
 from engine.run import Run
-from engine.sharding import everyone
+from engine.sharding import everyone, everyone_of
 from eval import auc
-from grpo import kl
-from judge import Judge
+from grpo import group_metrics, kl
+from judge import MALFORMED_ALARM, Judge
 from rollout import PURE, Response, Sampling
 from tiny.world import look
 
 
-def looks_of(asked: list, fresh: list, student_logit: torch.Tensor) -> list[list[tuple]]:
-    """For each question its student rows' (is the look right, D's teacher-likeness)."""
-    return [
-        [(look(q, r.text), -x) for r, x in zip(g, z, strict=False)]
-        for q, g, z in zip(asked, fresh, student_logit.tolist(), strict=True)
-    ]
+class Clock:
+    """Seconds of each phase of a step: clock(name) ends the phase that began with the last call."""
+
+    def __init__(self):
+        self.start = self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name], self.last = now - self.last, now
 
 
-def look_auc(looks: list[list[tuple]]) -> float:
+def discriminator_metrics(d_loss: float, student_logit: torch.Tensor, is_teacher: torch.Tensor) -> dict[str, float]:
+    """D on the step's texts, over all ranks; is_teacher (questions, rows), student_logit flat."""
+    logit = torch.stack(everyone(list(student_logit.cpu().view(is_teacher.shape))))
+    of_student = torch.stack(everyone(list(~is_teacher)))
+    return {"d_loss": d_loss, **discriminator_accuracy(logit.flatten(), of_student.flatten())}
+
+
+def malformed_share(judge: Judge, step: int) -> float:
+    """Share of the step's texts that were malformed, over all ranks; a large one is a warning."""
+    bad, texts = map(sum, zip(*everyone_of(judge.malformed_counts()), strict=True))
+    if bad > MALFORMED_ALARM * texts:
+        print(f"  step {step + 1}: {bad / texts:.0%} of the texts are empty, loop, or got no readable verdict")
+    return bad / max(texts, 1)
+
+
+def look_metrics(asked: list, fresh: list, student_logit: torch.Tensor | None) -> dict[str, float]:
     """Does D see truth? AUC of its teacher-likeness, right against wrong looks among the student's rows; 0.5 = no."""
-    rows = [x for of in looks for x in of]
-    return auc([x for right, x in rows if right], [x for right, x in rows if right is False])
+    if student_logit is None:
+        return {}
+    mine = [
+        [(look(q, r.text), -x) for r, x in zip(g, z, strict=False)]
+        for q, g, z in zip(asked, fresh, student_logit.tolist(), strict=False)
+    ]
+    rows = [x for of in everyone(mine) for x in of]
+    return {"look_auc": auc([x for right, x in rows if right], [x for right, x in rows if right is False])}
+
+
+def step_metrics(tables: tuple, ratios: list) -> dict[str, float]:
+    """Means over all ranks. tables: reward, similarity, answer, is_teacher, advantage, each (questions, rows); ratios:
+    `surrogate_metrics` of the last update's batches.
+    """
+    sums = [sum(x) for x in zip(*everyone_of(tuple(map(sum, zip(*ratios, strict=True)))), strict=True)]
+    out = group_metrics(*(torch.stack(everyone(list(x))) for x in tables))
+    return out | dict(ratio=sums[0] / sums[2], clipped=sums[1] / sums[2])
+
+
+def log_step(run: Run, step: int, row: dict, clock: Clock, packed: list) -> None:
+    """Write a step's metrics, its times and the tokens of each rank; print its line."""
+    tokens = everyone_of(sum(int((batch.segment >= 0).sum()) for batch in packed))
+    seconds = clock.seconds | dict(total=time.perf_counter() - clock.start)
+    run.log("metrics.jsonl", stage="ril", step=step, **row)
+    run.log("timing.jsonl", stage="ril", step=step, **seconds, tokens_per_rank=tokens)
+    print(line(step, run.cfg.steps, row, seconds["total"]), flush=True)
 
 
 def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str, how: Sampling) -> dict[str, float]:
