@@ -107,20 +107,35 @@ def cumulate(p: torch.Tensor) -> torch.Tensor:
 
 
 class KeysValues:
-    """What the decoder layers take for `past_key_values`: (rows, heads, max length, dim) a layer; each row has its
-    length.
+    """Keys and values of all rows, (rows, heads, longest prompt + new tokens, dim) a layer; each row has its length.
+
+    What the decoder layers take for `past_key_values`. The first `rows` rows are still being decoded.
     """
 
-    def __init__(self, config, rows: int, max_length: int, device, dtype):
+    def __init__(self, config, prompts: list[Prompt], group: int, max_new_tokens: int, device, dtype):
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (rows, config.num_key_value_heads, max_length, dim)
+        lengths = torch.tensor([len(p.ids) for p in prompts])
+        begins = torch.tensor([int(p.positions.max()) + 1 for p in prompts])
+        self.rows, self.window = len(prompts) * group, int(lengths.max())  # window: how far the longest row may reach
+        shape = (self.rows, config.num_key_value_heads, self.window + max_new_tokens, dim)
         self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self.length = torch.zeros(rows, dtype=torch.long, device=device)
-        self.rows = self.window = 0  # the living rows, and how far the longest of them may reach
+        self.length = lengths.repeat_interleave(group).to(device)
+        self.shift = (begins - lengths).repeat_interleave(group).to(device)  # rotary position = place + shift
+
+    def fill(self, layer: int, k: torch.Tensor, v: torch.Tensor, group: int) -> None:
+        """The prompts' keys and values (prompts, heads, T, dim), each for `group` rows."""
+        for mine, prompt_part in ((self.k[layer], k), (self.v[layer], v)):
+            mine[:, :, : self.window] = prompt_part[:, :, : self.window].repeat_interleave(group, 0)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Move these rows to the front; the others have ended."""
+        self.rows = len(rows)
+        for block in (*self.k, *self.v, self.length, self.shift):
+            block[: self.rows] = block[rows]
 
     def update(self, k, v, layer, *_, **__):
-        """Write one new token per living row at its own place; return what attention may read."""
+        """Write one new token per row at its own place; return what attention may read."""
         at = self.length[: self.rows, None, None, None].expand(-1, k.shape[1], 1, k.shape[3])
         self.k[layer][: self.rows].scatter_(2, at, k)
         self.v[layer][: self.rows].scatter_(2, at, v)
@@ -173,7 +188,7 @@ def rollout(
 
     names are the questions' ids; `purpose` (seed, ...), the id and the visit (which time it is asked, if given) seed
     the uniform numbers. At most `max_rows` rows decode at once: memory for keys and values is max_rows x (prompt +
-    max_new_tokens). A sharded model is asked by all ranks together, each with equally many prompts (model.dealt).
+    max_new_tokens). A sharded model is asked by all ranks together, each with equally many prompts (`dealt`).
     """
     if not prompts or not group:
         return [[] for _ in prompts]
@@ -183,83 +198,82 @@ def rollout(
     with attention(vlm.base.language_model.config, "grouped_decode"):
         for part in slices(len(prompts), per_pass):
             keys = list(zip(names, visits, strict=True) if visits else zip(names))[part]
-            out += decode(vlm, prompts[part], keys, group, max_new_tokens, how, purpose, source)
+            out += sample(vlm, prompts[part], keys, group, max_new_tokens, how, purpose, source)
     return out
 
 
-def decode(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> list[list[Response]]:
-    """One pass of `rollout`: prefill, then one token for all living rows at a time."""
-    config, device, rows = vlm.base.language_model.config, vlm.device, len(prompts) * group
-    # ---- prefill: pictures and prompt once per question, padded on the right (nobody looks at the padding)
-    batch = pack(vlm.see(prompts), [[] for _ in prompts], device=device)
-    cache, lengths = DynamicCache(config=config), torch.tensor([len(p.ids) for p in prompts])
-    longest = int(lengths.max())
-    ends_of_prompts = lengths - 1 + torch.arange(len(prompts)) * batch.ids.shape[1]
-    first = vlm.prefill(batch, ends_of_prompts.to(device), cache)
-    kv = KeysValues(config, rows, longest + max_new_tokens, device, cache.layers[0].keys.dtype)
-    for layer, stored in enumerate(cache.layers):
-        for mine, prompt_part in ((kv.k[layer], stored.keys), (kv.v[layer], stored.values)):
-            mine[:, :, :longest] = prompt_part[:, :, :longest].repeat_interleave(group, 0)
-    kv.length[:] = lengths.repeat_interleave(group).to(device)
-    begin = torch.tensor([int(p.positions.max()) + 1 for p in prompts])
-    shift = (begin - lengths).repeat_interleave(group).to(device)  # rotary position = place + shift
-    logits = first.repeat_interleave(group, 0)
-    # ---- what the rows draw from
+def prefill(vlm: VLM, prompts: list[Prompt], group: int, max_new_tokens: int) -> tuple[torch.Tensor, KeysValues]:
+    """Pictures and prompts, once per question -> logits of the first token (rows, V), keys and values of all rows."""
+    config, ends = vlm.base.language_model.config, torch.tensor([len(p.ids) - 1 for p in prompts])
+    batch = pack(vlm.see(prompts), [[] for _ in prompts], device=vlm.device)  # (questions, T), padded on the right
+    cache = DynamicCache(config=config)
+    places = ends + torch.arange(len(prompts)) * batch.ids.shape[1]
+    logits = vlm.prefill(batch, places.to(vlm.device), cache)
+    kv = KeysValues(config, prompts, group, max_new_tokens, vlm.device, cache.layers[0].keys.dtype)
+    for i, layer in enumerate(cache.layers):
+        kv.fill(i, layer.keys, layer.values, group)
+    return logits.repeat_interleave(group, 0), kv
+
+
+def decode_one(vlm: VLM, tokens: torch.Tensor, kv: KeysValues) -> torch.Tensor:
+    """One more token (n,) for the n rows that are still decoded -> logits of the next one (n, V)."""
+    kv.window += 1
+    mask = torch.arange(kv.window, device=tokens.device) <= kv.length[: kv.rows, None]  # (n, window)
+    positions = (kv.length + kv.shift)[None, : kv.rows, None].expand(3, -1, -1)  # (3, n, 1)
+    logits = vlm.decode(tokens, positions, mask, kv)
+    kv.length[: kv.rows] += 1
+    return logits
+
+
+def sample(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> list[list[Response]]:
+    """One pass of `rollout`: prefill, then draw a token for every row that has not ended, and decode it."""
+    rows, device, ends = len(prompts) * group, vlm.device, torch.tensor(vlm.ends, device=vlm.device)
     u = torch.zeros(rows, max_new_tokens, dtype=torch.double)
     if not how.greedy:
         u = torch.from_numpy(np.concatenate([uniforms(group, max_new_tokens, *purpose, *k) for k in keys]))
     u = u.to(device)
-    seen = None
-    if how.repetition_penalty != 1.0:
-        seen = torch.zeros(rows, logits.shape[1], dtype=torch.bool, device=device)
-        for i, p in enumerate(prompts):
-            seen[i * group : (i + 1) * group, p.ids.to(device)] = True
-    # ---- decode
+    logits, kv = prefill(vlm, prompts, group, max_new_tokens)
+    seen = tokens_of(prompts, group, logits) if how.repetition_penalty != 1.0 else None
     tokens = torch.full((rows, max_new_tokens), vlm.end, device=device)
     logps = torch.zeros(rows, max_new_tokens, device=device)
     count = torch.zeros(rows, dtype=torch.long, device=device)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
-    ends = torch.tensor(vlm.ends, device=device)
-    living = torch.arange(rows, device=device)  # original row of each decoding row; finished ones leave in bunches
+    living = torch.arange(rows, device=device)  # the original row of each row that is still decoded
     for t in range(max_new_tokens):
-        here, here_logps = draw(logits, u[living, t], how, None if seen is None else seen[living])
+        drawn, drawn_logps = draw(logits, u[living, t], how, None if seen is None else seen[living])
         running = ~finished[living]
-        tokens[living, t] = torch.where(running, here, tokens[living, t])
-        logps[living, t] = torch.where(running, here_logps, logps[living, t])
+        tokens[living, t] = torch.where(running, drawn, tokens[living, t])
+        logps[living, t] = torch.where(running, drawn_logps, logps[living, t])
         count[living] += running
-        finished[living] |= torch.isin(here, ends)
+        finished[living] |= torch.isin(drawn, ends)
         if seen is not None:
-            seen[living, here] = True
+            seen[living, drawn] = True
         running = ~finished[living]
         left = int(running.sum())
-        waited_for = (
-            max(everyone_of(left)) if isinstance(vlm, FSDPModule) else left
-        )  # sharded: until all ranks are done
-        if waited_for == 0 or t == max_new_tokens - 1:
+        anywhere = left
+        if isinstance(vlm, FSDPModule):  # all ranks gather its layers until the last one's rows have ended
+            anywhere = max(everyone_of(left))
+        if anywhere == 0 or t == max_new_tokens - 1:
             break
-        if 0 < left <= 0.75 * len(living):  # compact: the running rows move to the front of the block
+        if 0 < left <= 0.75 * len(living):  # finished rows leave in bunches
             keep = running.nonzero()[:, 0]
-            for block in (*kv.k, *kv.v, kv.length, shift):
-                block[:left] = block[keep]
-            living, here = living[keep], here[keep]
-        kv.rows = len(living)
-        kv.window = longest + t + 1
-        mask = torch.arange(kv.window, device=device) <= kv.length[: kv.rows, None]
-        positions = (kv.length + shift)[None, : kv.rows, None].expand(3, -1, -1)
-        logits = vlm.decode(here, positions, mask, kv)
-        kv.length[: kv.rows] += 1
-    # ---- back to lists
+            kv.keep(keep)
+            living, drawn = living[keep], drawn[keep]
+        logits = decode_one(vlm, drawn, kv)
     tokens, logps, count, finished = tokens.tolist(), logps.tolist(), count.tolist(), finished.tolist()
     out = []
     for i, (name, *_) in enumerate(keys):
-        responses = []
-        for g in range(group):
-            r = i * group + g
-            ids = tokens[r][: count[r]]
-            text = vlm.text(ids)
-            responses.append(Response(name, g, source, ids, text, finished[r], logps[r][: count[r]]))
-        out.append(responses)
+        rows = [(g, i * group + g, tokens[i * group + g][: count[i * group + g]]) for g in range(group)]
+        out.append([Response(name, g, source, x, vlm.text(x), finished[r], logps[r][: len(x)]) for g, r, x in rows])
     return out
+
+
+def tokens_of(prompts: list[Prompt], group: int, logits: torch.Tensor) -> torch.Tensor:
+    """Which tokens the prompt of each row holds: (rows, V) boolean, as the repetition penalty wants to know."""
+    seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+    for i, p in enumerate(prompts):
+        seen[i * group : (i + 1) * group, p.ids.to(logits.device)] = True
+    return seen
 
 
 def sampling_of(cfg: Config) -> Sampling:
