@@ -42,10 +42,10 @@ class Discriminator(nn.Module):
         self.family, self.tokenizer = student.family, student.tokenizer
         self.prompt, self.chat_text, self.without_control = student.prompt, student.chat_text, student.clean
         if not like.is_meta:
-            self.settle()
+            self.init_buffers()
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def init_buffers(self) -> None:
         """The head's first weights, once there is memory: small and the same on every rank."""
         weight = torch.randn(self.head.weight.shape, generator=torch.Generator().manual_seed(0))
         copy_slice(self.head.weight, 0.02 * weight)

@@ -69,13 +69,13 @@ def evaluate(
     sampled answers, the share that was cut off, accuracy by kind and looks where the world knows them, `texts` (the
     greedy response of each question) and `answers` (each question's verdict and share).
     """
-    from engine.sharding import dealt, everyone, ranks
+    from engine.sharding import dealt, gather_dealt, rank_and_world
     from rollout import PURE, rollout
 
     (asked, own), groups = dealt(questions), []  # a group: the greedy response to a question, then the sampled ones
     from tqdm import tqdm
 
-    for i in tqdm(range(0, len(asked), 128), "questions", delay=2, leave=False, disable=ranks()[0] > 0):
+    for i in tqdm(range(0, len(asked), 128), "questions", delay=2, leave=False, disable=rank_and_world()[0] > 0):
         part = asked[i : i + 128]
         prompts, names = [student.encode_question(q) for q in part], [q.id for q in part]
         best = greedy_answers(student, prompts, names, max_new_tokens, max_rows)
@@ -85,7 +85,7 @@ def evaluate(
     for q, (best, *group) in zip(asked[:own], groups, strict=False):
         row = dict(question=q.id, kind=q.meta.get("kind"), text=best.text, greedy=next(verdicts))
         rows.append(row | dict(said=[(next(verdicts), look(q, r.text), r) for r in group]))
-    rows = everyone(rows)
+    rows = gather_dealt(rows)
     for row in rows:
         row["sampled"] = mean([right for right, _, _ in row["said"]])
     greedy, kinds = [r["greedy"] for r in rows], sorted({r["kind"] for r in rows if r["kind"]})
@@ -186,14 +186,14 @@ def main(argv: list[str] | None = None) -> None:
         questions = questions if args.part == "all" else split_questions(questions)[args.part]
     else:
         questions = world_questions("test" if args.part == "all" else args.part, args.questions)
-    from engine.sharding import ranks, start_ranks
+    from engine.sharding import rank_and_world, start_ranks
 
     mesh = start_ranks(device_here().partition(":")[0])
     judge = Judge(args.judge, device=device_here(), mesh=mesh)
     result = evaluate(load_student(args)[0], questions, judge, args.max_new_tokens, args.draws, args.seed)
     del result["texts"]
     answers = result.pop("answers")
-    if ranks()[0]:  # the first speaks and writes for all
+    if rank_and_world()[0]:  # the first speaks and writes for all
         return
     if args.into:
         (into := Path(args.into)).mkdir(parents=True, exist_ok=True)

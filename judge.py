@@ -319,12 +319,12 @@ class Judge:
         the one with the most questions to ask about, if need be about a dummy, or a rank with a full cache would leave
         the others waiting.
         """
-        from engine.sharding import everyone_of
+        from engine.sharding import all_gather
 
         asked: dict[str, dict[str, str]] = {}
         for key, (question, text) in todo.items():
             asked.setdefault(question.id, {})[key] = text
-        most = max(everyone_of(len(asked)))
+        most = max(all_gather(len(asked)))
         rows = [(questions[i], mine) for i, mine in asked.items()]
         if most:
             self.model.to(self.device)

@@ -338,9 +338,9 @@ class VLM(nn.Module):
         self.banned_ids = sorted((special | set(range(len(tokenizer), size))) - set(self.ends))
         self.register_buffer("banned", torch.zeros(size), persistent=False)
         use_tree_attention(hf.model.language_model.config)
-        self.settle()
+        self.init_buffers()
 
-    def settle(self) -> None:
+    def init_buffers(self) -> None:
         """What follows once there is memory. Control tokens and ids without a token are banned: never sampled, no
         probability when scored.
         """

@@ -23,7 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from config import Config
 from data import seed_of, slices
-from engine.sharding import everyone_of
+from engine.sharding import all_gather
 from model import VLM, Prompt, pack
 
 
@@ -252,7 +252,7 @@ def sample(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> l
         left = int(running.sum())
         anywhere = left
         if isinstance(vlm, FSDPModule):  # all ranks gather its layers until the last one's rows have ended
-            anywhere = max(everyone_of(left))
+            anywhere = max(all_gather(left))
         if anywhere == 0 or t == max_new_tokens - 1:
             break
         if 0 < left <= 0.75 * len(living):  # finished rows leave in bunches

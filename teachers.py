@@ -23,7 +23,7 @@ from engine.folders import family_of
 from engine.loading import find_folder
 from engine.run import HOME, Run, compute_dtype, kept_rows, split
 from engine.served import Server, ask_teacher_server
-from engine.sharding import deal, dealt, everyone, everyone_of, ranks, together, wait
+from engine.sharding import all_gather, barrier, deal, dealt, gather_dealt, rank_and_world, together
 from judge import Judge
 from model import VLM
 from rollout import Response, Sampling, rollout
@@ -96,14 +96,14 @@ def own_answers(name: str, questions: list, samples: dict, run: Run) -> Iterator
     passes = []  # what one pass answers is on disk before the next one begins
     for n, some in by_samples(questions, samples):
         side_by_side = min(64, max(1, cfg.rollout_rows // n))
-        passes += [(n, some[part]) for part in slices(len(some), side_by_side * ranks()[1])]
+        passes += [(n, some[part]) for part in slices(len(some), side_by_side * rank_and_world()[1])]
     for n, some in passes:
         asked, own = dealt(some)
         prompts, names = [vlm.encode_question(q) for q in asked], [q.id for q in asked]
         groups = rollout(vlm, prompts, names, n, cfg.max_new_tokens, how, **more)
         if hasattr(vlm, "reset_iter_state"):  # FSDP notes every forward until a backward pass comes, and none will
             vlm.reset_iter_state()  # torch 2.11 has no such method: there about 50 bytes a layer and token stay
-        for r in (r for group in everyone(groups[:own]) for r in group):
+        for r in (r for group in gather_dealt(groups[:own]) for r in group):
             yield r.question, r.index, r.text, r.finished
     del vlm
     gc.collect()  # a sharded model lies in a circle of references, and another teacher may follow
@@ -191,7 +191,7 @@ def teachers(run: Run) -> None:
             missing = [q for q in questions if q.id not in {r.question for r in mine}]
             got += mine + (ask_teacher(name, url, missing, run, samples) if missing else [])
     run.write("teachers.jsonl", as_lines(got, judged(run.judge(weak=True), questions, got)))
-    wait()
+    barrier()
     right = np.mean(judged(run.judge(), questions, got) or [0.0])
     print(f"  {len(got)} responses of {', '.join(teacher_names(cfg))} to {len(questions)} questions, {right:.1%} right")
 
@@ -202,7 +202,7 @@ def judged(judge: Judge, questions: list, responses: list[Response]) -> list[int
     wanted = {q.id for q in asked}
     mine = [i for i, r in enumerate(responses) if r.question in wanted]
     found = zip(mine, judge.verdicts(asked, [responses[i] for i in mine]), strict=True)
-    return [verdict for _, verdict in sorted(pair for part in everyone_of(list(found)) for pair in part)]
+    return [verdict for _, verdict in sorted(pair for part in all_gather(list(found)) for pair in part)]
 
 
 class TeacherCache:

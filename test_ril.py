@@ -2434,7 +2434,7 @@ def rank_gradients(rank: int, world: int, folder: str, family: str) -> None:
     batch = model.pack(sharding.deal(prompts), sharding.deal(rows))
     loss = grpo.sft_loss(student(batch), batch.mask, 100)
     (world * loss).backward()
-    grads = {n: sharding.whole(p.grad).clone() for n, p in student.named_parameters() if p.grad is not None}
+    grads = {n: sharding.full_tensor(p.grad).clone() for n, p in student.named_parameters() if p.grad is not None}
     if rank == 0:
         torch.save(grads, f"{folder}/{world}.pt")
     dist.barrier()
@@ -2557,7 +2557,7 @@ def awkward(*args, **more) -> model.VLM:
     """A random student whose last 60 ids may not be sampled, and whose folder tells stock `generate` how to sample."""
     vlm = loading.load(*args, **more)
     vlm.banned_ids = sorted({*vlm.banned_ids, *range(len(vlm.tokenizer) - 60, len(vlm.tokenizer))} - {*vlm.ends})
-    vlm.settle()
+    vlm.init_buffers()
     vlm.hf.generation_config.repetition_penalty = 5.0
     return vlm
 
@@ -2579,7 +2579,7 @@ def test_the_bench_runs_both_ways_on_the_same_work(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", families.FULL)
 def test_the_plan_counts_the_parameters_of_the_real_classes(name):
     of = memory.sizes(name)
-    assert of["all"] == PUBLISHED[name] == sum(p.numel() for p in loading.random_shell(name)[0].hf.parameters())
+    assert of["all"] == PUBLISHED[name] == sum(p.numel() for p in loading.random_meta_model(name)[0].hf.parameters())
     assert of["layer"] * of["depth"] == of["layers"] and of["layers"] + of["vision"] + of["root"] == of["all"]
 
 
@@ -2587,7 +2587,7 @@ def test_the_plan_counts_the_parameters_of_the_real_classes(name):
 @pytest.mark.parametrize("flags", ["", "--d-input picture", "--frozen none", "--frozen vision,embeddings,mlp"])
 def test_the_plan_counts_adam_and_gradients_of_trained_parameters_only(name, flags):
     cfg = config.parse(["--student", name, *flags.split()])
-    student = loading.random_shell(name)[0].freeze(*train.frozen_parts(cfg))
+    student = loading.random_meta_model(name)[0].freeze(*train.frozen_parts(cfg))
     players = dict(student=student, D=disc.Discriminator(student, cfg.d_input))
     for who, player in players.items():
         sizes = [(p.numel(), p.requires_grad) for p in player.parameters()]
@@ -2898,7 +2898,11 @@ def test_pre_training_uses_what_a_cache_has_and_warns_where_d_learned_nothing(st
 def test_a_served_model_may_move_and_the_run_goes_on():
     moved = [running.without_host(f"big=http://{host}/v1,tiny-qwen-teacher") for host in ("a:1", "10.0.0.7:8000")]
     assert moved[0] == moved[1] == "big=http://,tiny-qwen-teacher"
-    assert running.without_host("http://a/v1#m") == running.without_host("https://b:2/v1#m") != running.without_host("http://a/v1#n")
+    assert (
+        running.without_host("http://a/v1#m")
+        == running.without_host("https://b:2/v1#m")
+        != running.without_host("http://a/v1#n")
+    )
 
 
 def test_held_out_questions_are_left_out_of_the_warm_start(tmp_path, capsys):

@@ -49,7 +49,7 @@ from discriminator import (
     similarity_reward,
 )
 from engine.families import FULL, JUDGES
-from engine.loading import find_folder, language_shell, load, random_shell, save, shell
+from engine.loading import find_folder, load, meta_language_model, meta_model, random_meta_model, save
 from engine.report import (
     Clock,
     discriminator_metrics,
@@ -84,7 +84,7 @@ from engine.run import (
     update,
 )
 from engine.served import Server, is_url
-from engine.sharding import deal, dealt, everyone_of, new_folder, ranks, start_ranks, wait, whole
+from engine.sharding import all_gather, barrier, deal, dealt, full_tensor, new_folder, rank_and_world, start_ranks
 from eval import evaluate
 from grpo import advantages, policy_loss, rewards, surrogate_metrics, teacher_advantages
 from judge import judge_digits, known_judge
@@ -116,14 +116,14 @@ def sft(run: Run) -> None:
         if run.first:
             target.unlink(missing_ok=True)
             target.symlink_to(folder)
-        wait()
+        barrier()
 
 
 # ------------------------------------------------------------------------------------------------ stage: discriminator
 def discriminator(run: Run) -> None:
     """Pre-train D on fresh student samples against cached teacher responses; stop early on held-out questions."""
-    cfg, world = run.cfg, ranks()[1]
-    student = run.whole(run.path / "sft")
+    cfg, world = run.cfg, rank_and_world()[1]
+    student = run.load_replica(run.path / "sft")
     cache = TeacherCache(run, student, split(cfg)["train"])
     held, visits = pretraining_questions(cfg, split(cfg)["train"], [q.id for q in cache.questions])
     n, read = pretraining_samples(cfg), {q.id for part in (held, *visits) for q in part}
@@ -162,7 +162,7 @@ def discriminator(run: Run) -> None:
             update(optimizer, cfg.clip, loss, run, "discriminator", step, [q.id for q in step_questions])
             with torch.no_grad():
                 mine = [torch.cat([D(b) for b in held_batches]).cpu(), held_is_student]
-        found = discriminator_accuracy(*(torch.cat(everyone_of(x)) for x in mine))
+        found = discriminator_accuracy(*(torch.cat(all_gather(x)) for x in mine))
         run.log("metrics.jsonl", stage="discriminator", step=step, loss=loss, **found)
         print(f"  step {step + 1:3d}  loss {loss:.3f}  held-out accuracy {found['d_accuracy']:.3f}", flush=True)
         if found["d_accuracy"] >= cfg.d_stop:
@@ -172,7 +172,7 @@ def discriminator(run: Run) -> None:
             f"  WARNING: D ends at {found['d_accuracy']:.3f} on held-out questions, below {D_ALARM}: it hardly tells "
             "student from teacher, so its reward is noise; take more --d-steps or a larger --d-pretrain-lr"
         )
-    weights = {name: whole(x.detach()).cpu().contiguous() for name, x in D.state_dict().items()}
+    weights = {name: full_tensor(x.detach()).cpu().contiguous() for name, x in D.state_dict().items()}
     with new_folder(run.path / "discriminator") as part:
         if run.first:
             save_file(weights, part / "model.safetensors")
@@ -202,7 +202,7 @@ def load_players(run: Run) -> Players:
     student = run.sharded(start).freeze(*frozen_parts(cfg))
     reference = run.sharded(start, dtype=compute_dtype(cfg)).requires_grad_(False)
     move(run, "cpu", reference)
-    replica = run.whole(start)
+    replica = run.load_replica(start)
     hold_memory(run, replica, student, False)
     players = Players(student, reference, replica, adamw(student, cfg.lr))
     if cfg.discriminator != "none":
@@ -218,7 +218,7 @@ def ril(run: Run) -> None:
 
     Every rank has its share of the questions from 2 to 8; what is logged is of all.
     """
-    cfg, judge, how, world = run.cfg, run.judge(weak=True), sampling_of(run.cfg), ranks()[1]
+    cfg, judge, how, world = run.cfg, run.judge(weak=True), sampling_of(run.cfg), rank_and_world()[1]
     players = load_players(run)  # lines 1-2 of Algorithm 2
     student, reference, replica, D = players.student, players.reference, players.replica, players.D
     parts = split(cfg)
@@ -407,7 +407,7 @@ def evaluate_run(run: Run) -> None:
     summary, texts, answers = {"run": cfg.run, "algo": cfg.algo, "test_questions": len(test)}, {}, []
     how = (cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
     for who in tqdm(players, "evaluation", delay=2, disable=not run.first):
-        asked = teacher_model(players[who], run) if who.startswith("teacher") else run.whole(players[who])
+        asked = teacher_model(players[who], run) if who.startswith("teacher") else run.load_replica(players[who])
         found = evaluate(asked, test, judge, *how)
         del asked
         gc.collect()  # a sharded model lies in a circle of references
@@ -426,7 +426,7 @@ def evaluate_run(run: Run) -> None:
             draw_curves(run.path, rows, validations)
     run.write("answers.jsonl", "".join(json.dumps(row) + "\n" for row in answers))
     run.write("summary.json", summary)
-    wait()
+    barrier()
 
 
 # ------------------------------------------------------------------------------------------------ main
@@ -458,15 +458,15 @@ def check_players(cfg: Config) -> VLM | None:
         if "=" in name:
             Server(name.partition("=")[2])  # or one line that says what is wrong with the address
         elif name != "reference" and not (cached and name in FULL) and not cfg.teachers_file:
-            shell(teacher_folder(name))
+            meta_model(teacher_folder(name))
     known_judge(cfg.judge)
     if cfg.judge != "rule" and not is_url(cfg.judge):
         judge_digits(
-            cfg.judge, language_shell(cfg.judge, torch.bfloat16, cfg.random_weights and cfg.judge in JUDGES)[1]
+            cfg.judge, meta_language_model(cfg.judge, torch.bfloat16, cfg.random_weights and cfg.judge in JUDGES)[1]
         )
     if cfg.student in TINY:
         return load(cfg.student) if cfg.data else None
-    return (random_shell if cfg.random_weights and cfg.student in FULL else shell)(cfg.student)[0]
+    return (random_meta_model if cfg.random_weights and cfg.student in FULL else meta_model)(cfg.student)[0]
 
 
 def check_questions(cfg: Config, encoder: VLM) -> None:
@@ -475,12 +475,12 @@ def check_questions(cfg: Config, encoder: VLM) -> None:
     wrong = ""
     encoder.limit_pictures(cfg.image_tokens)
     try:
-        for q in tqdm(deal(questions), "questions", delay=2, disable=ranks()[0] > 0):
+        for q in tqdm(deal(questions), "questions", delay=2, disable=rank_and_world()[0] > 0):
             encoder.encode_question(q)
         split(cfg)
     except UserError as error:
         wrong = str(error)
-    for message in filter(None, everyone_of(wrong)):
+    for message in filter(None, all_gather(wrong)):
         raise UserError(message)
 
 
@@ -503,7 +503,7 @@ def unlike_the_paper(cfg: Config) -> list[str]:
 def run_stage(run: Run, name: str) -> None:
     """Run a stage unless its artefact is there; its seconds and the most memory so far go to seconds.json."""
     action, artefact, title = STAGE_OF[name]
-    if all(everyone_of((run.path / artefact).exists())):
+    if all(all_gather((run.path / artefact).exists())):
         print(f"{title}: skipped, {run.path / artefact} is there")
         return
     print(title, flush=True)
@@ -533,7 +533,7 @@ def set_up(cfg: Config) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(cfg.deterministic or device_of(cfg) == "cpu")
     start_ranks(device_of(cfg).partition(":")[0])
-    if ranks()[0]:
+    if rank_and_world()[0]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     transformers.utils.logging.disable_progress_bar()
 
@@ -551,7 +551,7 @@ def run_all(cfg: Config, argv: list[str]) -> Run:
         if earlier in needed and not (Path("runs") / cfg.run / STAGE_OF[earlier][1]).exists():
             missing = Path("runs") / cfg.run / STAGE_OF[earlier][1]
             raise UserError(f"--stage {cfg.stage} needs {missing}; run --stage {earlier} first")
-    if is_url(cfg.judge) and ranks()[0] == 0:
+    if is_url(cfg.judge) and rank_and_world()[0] == 0:
         Server(cfg.judge).name_model()  # a dead judge is named now, before anything is written
     run = Run(cfg, argv)
     if cfg.stage in BUILDS:

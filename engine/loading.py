@@ -1,7 +1,7 @@
 """Models from folders, and folders from models.
 
 `load` builds a model without memory, shards it where there is a mesh, and every rank reads its own slices of the
-safetensors files. What can be known from the files alone is checked first (`shell`), so that a wrong folder is one line
+safetensors files. What can be known from the files alone is checked first (`meta_model`), so that a wrong folder is one line
 before anything expensive begins. `save` writes a folder that stock `from_pretrained` reads.
 """
 
@@ -24,7 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from data import UserError
 from engine.families import FAMILIES, FULL, JUDGES, text_sizes
 from engine.folders import config_of, family_of, read_json, tensor_headers, weight_files
-from engine.sharding import everyone_of, new_folder, ranks, shard, together, whole
+from engine.sharding import all_gather, full_tensor, new_folder, rank_and_world, shard, together
 from model import VLM, is_tied
 from tiny.models import CHAT, TINY, tiny_tokenizer
 
@@ -56,9 +56,9 @@ def load(
             hf = family.model(config)
         hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
         vlm = VLM(hf.to(dtype), tok, pictures).to(device).eval()
-        return placed(player(vlm) if player else vlm, vlm, mesh, compute or dtype)
-    vlm, folder = (random_shell if random_weights else shell)(name, dtype)
-    it = placed(player(vlm) if player else vlm, vlm, mesh, compute or dtype)
+        return shard_player(player(vlm) if player else vlm, vlm, mesh, compute or dtype)
+    vlm, folder = (random_meta_model if random_weights else meta_model)(name, dtype)
+    it = shard_player(player(vlm) if player else vlm, vlm, mesh, compute or dtype)
     return with_weights(it, vlm.hf, folder, device, seed)
 
 
@@ -68,7 +68,7 @@ def with_weights(player, hf: nn.Module, folder: Path | None, device, seed: int =
     hf is the stock model that it is or is made of.
     """
     player.to_empty(device=device)
-    getattr(player, "settle", hf.tie_weights)()
+    getattr(player, "init_buffers", hf.tie_weights)()
     if folder is None:
         fill(player, seed)
     else:
@@ -79,7 +79,7 @@ def with_weights(player, hf: nn.Module, folder: Path | None, device, seed: int =
     return player.eval()
 
 
-def language_shell(name: str, dtype: torch.dtype, random_weights: bool = False) -> tuple:
+def meta_language_model(name: str, dtype: torch.dtype, random_weights: bool = False) -> tuple:
     """(stock causal language model without memory, tokenizer, folder) of a name in JUDGES or a folder; with
     `random_weights` at a published model's size without files, spelling in the tiny tokenizer. Raises UserError.
     """
@@ -103,7 +103,7 @@ def language_shell(name: str, dtype: torch.dtype, random_weights: bool = False) 
 
 def load_language_model(name: str, device, dtype, mesh: DeviceMesh | None = None, random_weights: bool = False):
     """(stock causal language model, tokenizer), frozen and in memory; sharded where there is a mesh."""
-    hf, tok, folder = language_shell(name, dtype, random_weights)
+    hf, tok, folder = meta_language_model(name, dtype, random_weights)
     if mesh is not None:
         shard(hf, list(hf.model.layers), mesh, dtype)
     return with_weights(hf, hf, folder, device).requires_grad_(False), tok
@@ -117,7 +117,7 @@ def cannot_be_loaded(name: str | Path, error: Exception) -> UserError:
     return UserError(f"{name}: cannot be loaded ({said}); make the folder anew")
 
 
-def placed(player, vlm: VLM, mesh: DeviceMesh | None, compute: torch.dtype):
+def shard_player(player, vlm: VLM, mesh: DeviceMesh | None, compute: torch.dtype):
     """The player, sharded when there is a mesh."""
     if mesh is not None:
         blocks = [*player.base.get_submodule(vlm.family.vision_blocks), *player.base.language_model.layers]
@@ -125,7 +125,7 @@ def placed(player, vlm: VLM, mesh: DeviceMesh | None, compute: torch.dtype):
     return player
 
 
-def shell(name: str | Path, dtype: torch.dtype = torch.float32) -> tuple[VLM, Path]:
+def meta_model(name: str | Path, dtype: torch.dtype = torch.float32) -> tuple[VLM, Path]:
     """A model without memory, made from a folder's files; -> it and the folder.
 
     Everything that can be known without reading weights is checked: raises UserError that names the file.
@@ -192,7 +192,7 @@ def set_dtype(config, dtype: torch.dtype) -> None:
         level.dtype = dtype
 
 
-def random_shell(name: str, dtype: torch.dtype = torch.float32) -> tuple[VLM, None]:
+def random_meta_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[VLM, None]:
     """The same of a published model at full size, without any file; it spells in the tiny tokenizer."""
     full = FULL[name]
     family = FAMILIES[full.family]
@@ -344,9 +344,9 @@ def find_folder(name: str | Path) -> Path:
         return Path(name)
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if first:
-        wrong = "".join(filter(None, everyone_of(together(lambda: download(name)))))
+        wrong = "".join(filter(None, all_gather(together(lambda: download(name)))))
     else:
-        wrong = "".join(filter(None, everyone_of(together(lambda: ""))))
+        wrong = "".join(filter(None, all_gather(together(lambda: ""))))
     if wrong:
         raise UserError(wrong)
     return cached_folder(FULL[name].hub if name in FULL else JUDGES[name].hub)
@@ -388,11 +388,11 @@ def save(vlm: VLM, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> Non
     """
     weights = {}
     for name, x in vlm.tensors().items():
-        x = whole(x.detach().to(dtype)).cpu().contiguous()
-        if ranks()[0] == 0 and not (vlm.tied and name == "lm_head.weight"):
+        x = full_tensor(x.detach().to(dtype)).cpu().contiguous()
+        if rank_and_world()[0] == 0 and not (vlm.tied and name == "lm_head.weight"):
             weights[name] = x
     with new_folder(path) as part:
-        if ranks()[0]:
+        if rank_and_world()[0]:
             return
         config = copy.deepcopy(vlm.hf.config)
         set_dtype(config, dtype)

@@ -8,7 +8,7 @@ import torch
 from config import frozen_parts
 from discriminator import Discriminator
 from engine.families import FULL, JUDGES
-from engine.loading import language_shell, load, random_shell, shell
+from engine.loading import load, meta_language_model, meta_model, random_meta_model
 from engine.served import is_url
 from tiny.models import TINY
 
@@ -23,7 +23,7 @@ PROMPT_TEXT, MEAN_RESPONSE = 200, 0.6  # tokens of a question; a response's mean
 
 def without_memory(name: str):
     """A model by its name or folder; the real classes, without memory (a tiny one has some)."""
-    return load(name) if name in TINY else (random_shell if name in FULL else shell)(name)[0]
+    return load(name) if name in TINY else (random_meta_model if name in FULL else meta_model)(name)[0]
 
 
 @functools.lru_cache
@@ -62,7 +62,7 @@ def judge_parameters(name: str) -> int:
     """Parameters of a judge that is loaded here; 0 for the rule and for a served one."""
     if name == "rule" or is_url(name):
         return 0
-    return sum(p.numel() for p in language_shell(name, torch.bfloat16, name in JUDGES)[0].parameters())
+    return sum(p.numel() for p in meta_language_model(name, torch.bfloat16, name in JUDGES)[0].parameters())
 
 
 def count_of(vlm) -> dict[str, float]:

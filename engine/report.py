@@ -10,7 +10,7 @@ import torch
 from data import write
 from discriminator import discriminator_accuracy, make_discriminator, similarity_reward
 from engine.run import Run
-from engine.sharding import everyone, everyone_of
+from engine.sharding import all_gather, gather_dealt
 from eval import auc
 from grpo import group_metrics, kl
 from judge import MALFORMED_ALARM, Judge
@@ -32,14 +32,14 @@ class Clock:
 
 def discriminator_metrics(d_loss: float, student_logit: torch.Tensor, is_teacher: torch.Tensor) -> dict[str, float]:
     """D on the step's texts, over all ranks; is_teacher (questions, rows), student_logit flat."""
-    logit = torch.stack(everyone(list(student_logit.cpu().view(is_teacher.shape))))
-    of_student = torch.stack(everyone(list(~is_teacher)))
+    logit = torch.stack(gather_dealt(list(student_logit.cpu().view(is_teacher.shape))))
+    of_student = torch.stack(gather_dealt(list(~is_teacher)))
     return {"d_loss": d_loss, **discriminator_accuracy(logit.flatten(), of_student.flatten())}
 
 
 def malformed_share(judge: Judge, step: int) -> float:
     """Share of the step's texts that were malformed, over all ranks; a large one is a warning."""
-    bad, texts = map(sum, zip(*everyone_of(judge.malformed_counts()), strict=True))
+    bad, texts = map(sum, zip(*all_gather(judge.malformed_counts()), strict=True))
     if bad > MALFORMED_ALARM * texts:
         print(f"  step {step + 1}: {bad / texts:.0%} of the texts are empty, loop, or got no readable verdict")
     return bad / max(texts, 1)
@@ -53,7 +53,7 @@ def look_metrics(asked: list, fresh: list, student_logit: torch.Tensor | None) -
         [(look(q, r.text), -x) for r, x in zip(g, z, strict=False)]
         for q, g, z in zip(asked, fresh, student_logit.tolist(), strict=False)
     ]
-    rows = [x for of in everyone(mine) for x in of]
+    rows = [x for of in gather_dealt(mine) for x in of]
     return {"look_auc": auc([x for right, x in rows if right], [x for right, x in rows if right is False])}
 
 
@@ -61,14 +61,14 @@ def step_metrics(tables: tuple, ratios: list) -> dict[str, float]:
     """Means over all ranks. tables: reward, similarity, answer, is_teacher, advantage, each (questions, rows); ratios:
     `surrogate_metrics` of the last update's batches.
     """
-    sums = [sum(x) for x in zip(*everyone_of(tuple(map(sum, zip(*ratios, strict=True)))), strict=True)]
-    out = group_metrics(*(torch.stack(everyone(list(x))) for x in tables))
+    sums = [sum(x) for x in zip(*all_gather(tuple(map(sum, zip(*ratios, strict=True)))), strict=True)]
+    out = group_metrics(*(torch.stack(gather_dealt(list(x))) for x in tables))
     return out | dict(ratio=sums[0] / sums[2], clipped=sums[1] / sums[2])
 
 
 def log_step(run: Run, step: int, row: dict, clock: Clock, packed: list) -> None:
     """Write a step's metrics, its times and the tokens of each rank; print its line."""
-    tokens = everyone_of(sum(int((batch.segment >= 0).sum()) for batch in packed))
+    tokens = all_gather(sum(int((batch.segment >= 0).sum()) for batch in packed))
     seconds = clock.seconds | dict(total=time.perf_counter() - clock.start)
     run.log("metrics.jsonl", stage="ril", step=step, **row)
     run.log("timing.jsonl", stage="ril", step=step, **seconds, tokens_per_rank=tokens)
@@ -100,7 +100,7 @@ def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str,
             if ref is not None:
                 row["kl"] = kl(said, ref[part][of_student], kind).double().sum().item()
             mine.append(row)
-    rows = everyone(mine)
+    rows = gather_dealt(mine)
     sums = {name: sum(r[name] for r in rows) for name in rows[0]}
     answers, said, theirs = (max(1, sums[name]) for name in ("answers", "said_n", "theirs_n"))
     spread = max(0.0, sums["ratio_squared"] / answers - (sums["ratio"] / answers) ** 2) ** 0.5
@@ -150,7 +150,7 @@ def rounded(found: dict) -> dict:
 
 def shown(run: Run, questions: list, judge: Judge, texts: dict) -> list[tuple]:
     """[(question, [{who, text, similarity, answer}])] for samples.md; similarity is the pre-trained discriminator's."""
-    D, student = None, run.whole(run.path / "sft")
+    D, student = None, run.load_replica(run.path / "sft")
     if run.cfg.discriminator != "none":
         D = make_discriminator(run)
     out = []

@@ -35,7 +35,7 @@ from data import UserError, load_questions, seed_of, split_questions
 from engine.families import FULL, JUDGES
 from engine.loading import load
 from engine.memory import everything_fits
-from engine.sharding import copy_trained, deal, everyone_of, ranks, start_ranks, wait, whole
+from engine.sharding import all_gather, barrier, copy_trained, deal, full_tensor, rank_and_world, start_ranks
 from judge import Judge
 from model import VLM, recompute_activations
 from tiny.world import world_questions
@@ -80,7 +80,7 @@ class Run:
     """runs/NAME: its configuration, its files, its log, its times."""
 
     def __init__(self, cfg, argv: list[str]):
-        self.cfg, self.path, self.first = cfg, Path("runs") / cfg.run, ranks()[0] == 0
+        self.cfg, self.path, self.first = cfg, Path("runs") / cfg.run, rank_and_world()[0] == 0
         if cfg.offload == "auto":
             fits = device_of(cfg) == "cpu" or everything_fits(cfg)
             cfg.offload = "none" if fits else "phase"
@@ -88,7 +88,7 @@ class Run:
         self.device, self.mesh = device_of(cfg), start_ranks(device_of(cfg).partition(":")[0])
         if self.first and not cfg.resume:
             shutil.rmtree(self.path, ignore_errors=True)
-        wait()
+        barrier()
         mine = dataclasses.asdict(cfg)
         for name in ("data", "teachers_file", "sft_data"):
             file = getattr(cfg, name)
@@ -114,7 +114,7 @@ class Run:
                 python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__
             )
             self.write("config.json", dict(made, settings=mine, versions=versions))
-        wait()
+        barrier()
 
     def judge(self, weak: bool = False) -> Judge:
         """The judge, loaded once. `weak`: as --judged and --judge-wrong make it for the loop; not for evaluation."""
@@ -131,7 +131,7 @@ class Run:
         """A model to train: fp32 shards over all ranks, computing in --dtype."""
         return self.load(name, mesh=self.mesh, compute=compute_dtype(self.cfg), **more)
 
-    def whole(self, name: str | Path):
+    def load_replica(self, name: str | Path):
         """A model to sample from: whole on every rank, in --dtype."""
         return self.load(name, dtype=compute_dtype(self.cfg))
 
@@ -209,7 +209,7 @@ class Checkpoints:
         if self.run.first:
             shutil.rmtree(part, ignore_errors=True)
             self.folder.mkdir(exist_ok=True)
-        wait()
+        barrier()
         state = self.state(dict(progress))
         self.saving = dcp.async_save(state, checkpoint_id=part, process_group=self.group)
         if self.run.first:
@@ -236,16 +236,16 @@ class Checkpoints:
                 "command goes on from the checkpoint before it"
             ) from None
         self.saving = self.seal = None
-        wait()
+        barrier()
 
-    def whole(self, path: Path) -> bool:
+    def is_intact(self, path: Path) -> bool:
         """Are all files of a checkpoint what was written?"""
         try:
             sums = json.loads((path / "sums.json").read_text())
             mine = [checksum(path / name) == sums[name] for name in deal(sorted(sums))]
         except (OSError, ValueError):
             mine = [False]
-        return all(everyone_of(all(mine)))
+        return all(all_gather(all(mine)))
 
     def resume(self, progress: dict) -> int:
         """Load the newest whole checkpoint into parts and `progress`; -> the number of steps done (0 without one).
@@ -254,7 +254,7 @@ class Checkpoints:
         """
         step = 0
         for path in reversed(self.found()):
-            if not self.whole(path):
+            if not self.is_intact(path):
                 print(f"  {path} is damaged and left out")
                 continue
             state = self.state(progress)
@@ -276,7 +276,7 @@ def kept_rows(run: Run, file: Path) -> list[dict]:
         with file.open("ab+") as out:
             out.seek(0)
             out.truncate(out.read().rfind(b"\n") + 1)
-    wait()
+    barrier()
     return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
 
 
@@ -304,7 +304,7 @@ def update(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for p in parameters:  # a batch without pictures gives the projector none: zeros keep the optimiser state whole
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip)).item()
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, clip)).item()
     if not np.isfinite(norm) or not np.isfinite(loss):
         run.write(
             "not-finite.json", dict(stage=stage, step=step, loss=str(loss), gradient_norm=str(norm), questions=ids)
@@ -319,7 +319,7 @@ def update(
 
 def total(x: float) -> float:
     """The sum over all ranks, added up in their order: the same number on each."""
-    return float(sum(everyone_of(x)))
+    return float(sum(all_gather(x)))
 
 
 def move(run: Run, device: str, *players) -> None:

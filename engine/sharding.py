@@ -57,14 +57,14 @@ def start_ranks(device: str) -> DeviceMesh:
     return init_device_mesh(device, (world,))
 
 
-def ranks() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """(rank, number of ranks); (0, 1) where no process group was started."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def deal(items: list) -> list:
     """This rank's share, dealt round robin: [a b c d e] of two ranks -> [a c e] and [b d]."""
-    rank, world = ranks()
+    rank, world = rank_and_world()
     return list(items)[rank::world]
 
 
@@ -75,21 +75,21 @@ def dealt(items: list) -> tuple[list, int]:
     gets the first item besides, which adds to no result.
     """
     mine = deal(items)
-    return mine + list(items[:1]) * (-(-len(items) // ranks()[1]) - len(mine)), len(mine)
+    return mine + list(items[:1]) * (-(-len(items) // rank_and_world()[1]) - len(mine)), len(mine)
 
 
-def everyone_of(x) -> list:
+def all_gather(x) -> list:
     """What every rank has under this name, by rank (all ranks together)."""
-    parts: list = [None] * ranks()[1]
+    parts: list = [None] * rank_and_world()[1]
     if len(parts) == 1:
         return [x]
     dist.all_gather_object(parts, x)
     return parts
 
 
-def everyone(mine: list) -> list:
+def gather_dealt(mine: list) -> list:
     """The results of all ranks in the order in which `deal` dealt; every rank gets them (lengths may differ by one)."""
-    parts = everyone_of(mine)
+    parts = all_gather(mine)
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
 
@@ -101,22 +101,22 @@ def together(work: Callable):
 
     All ranks together; `work` itself must not contain a collective. -> what it returns.
     """
-    if ranks()[1] == 1:
+    if rank_and_world()[1] == 1:
         return work()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
-        while not all(everyone_of(not futures_wait([future], timeout=MEETING).not_done)):
+        while not all(all_gather(not futures_wait([future], timeout=MEETING).not_done)):
             pass
     return future.result()
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until every rank is here: what rank 0 wrote is there now."""
     if dist.is_initialized():
         dist.barrier()
 
 
-def whole(x: torch.Tensor) -> torch.Tensor:
+def full_tensor(x: torch.Tensor) -> torch.Tensor:
     """The full tensor of a sharded one (all ranks together)."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
@@ -142,7 +142,7 @@ def copy_trained(replica: nn.Module, student: nn.Module) -> None:
     trained = {name.removeprefix("hf.") for name, p in student.named_parameters() if p.requires_grad}
     for name, theirs in student.tensors().items():
         if name in trained:
-            mine[name].copy_(whole(theirs.to(mine[name].dtype)))
+            mine[name].copy_(full_tensor(theirs.to(mine[name].dtype)))
 
 
 @contextlib.contextmanager
@@ -150,13 +150,13 @@ def new_folder(path: str | Path):
     """A folder that is either absent or whole: yields a temporary name beside `path`; rank 0 renames it at the end."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    if ranks()[0] == 0:
+    if rank_and_world()[0] == 0:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    wait()
+    barrier()
     yield part
-    wait()
-    if ranks()[0] == 0:
+    barrier()
+    if rank_and_world()[0] == 0:
         shutil.rmtree(path, ignore_errors=True)
         part.rename(path)
-    wait()
+    barrier()

@@ -298,14 +298,14 @@ def test_a_snapshot_is_local_only_when_all_its_files_are_there(published, tmp_pa
 def test_ranks_meet_while_one_of_them_works_so_that_no_collective_waits_for_it(monkeypatch):
     go_on, meetings = threading.Event(), []
 
-    def everyone_of(done):
+    def all_gather(done):
         meetings.append(done)
         if len(meetings) == 3:
             go_on.set()
         return [done, True]
 
-    monkeypatch.setattr(sharding, "ranks", lambda: (0, 2))
-    monkeypatch.setattr(sharding, "everyone_of", everyone_of)
+    monkeypatch.setattr(sharding, "rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(sharding, "all_gather", all_gather)
     monkeypatch.setattr(sharding, "MEETING", 0.01)
     assert sharding.together(lambda: go_on.wait(60)) and meetings[:3] == [False] * 3 and meetings[-1]
 

@@ -12,7 +12,7 @@ from data import UserError, load_questions, questions_at, seed_of, slices
 from engine.loading import load, save
 from engine.report import rounded
 from engine.run import HOME, Checkpoints, Run, adamw, split, total, update
-from engine.sharding import deal, dealt, ranks
+from engine.sharding import deal, dealt, rank_and_world
 from eval import evaluate
 from grpo import sft_loss
 from model import VLM, pack, shared_prefix
@@ -92,7 +92,7 @@ def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
         else:
             batch, tokens = lessons(vlm, step, cfg.seed, cfg.sft_pictures, cfg.sft_questions, voice)
         loss = sft_loss(vlm(batch), batch.mask, tokens)
-        (ranks()[1] * loss).backward()  # FSDP takes the mean over ranks
+        (rank_and_world()[1] * loss).backward()  # FSDP takes the mean over ranks
         loss_sum = total(loss.item())
         norm = update(optimizer, cfg.clip, loss_sum, run, stage, step, [])
         if step % 50 == 49 or step == steps - 1:

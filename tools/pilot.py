@@ -20,7 +20,7 @@ from config import parse
 from data import run_command
 from engine.memory import CONTEXT, asked_here, most_gb, teacher_phase
 from engine.run import split
-from engine.sharding import ranks
+from engine.sharding import rank_and_world
 from model import pack, trunk
 from rollout import GREEDY, rollout
 from tools.bench import with_kinds
@@ -61,7 +61,7 @@ def parting(replica, prompt, mine: list[int], theirs: list[int]) -> str:
 def pilot(run, questions: list) -> None:
     """The page runs/NAME/pilot.md: what the first person with GPUs wants to know before a night's run. All ranks."""
     cfg, lines = run.cfg, []
-    replica, student = run.whole(run.path / "sft"), run.sharded(run.path / "sft").eval()
+    replica, student = run.load_replica(run.path / "sft"), run.sharded(run.path / "sft").eval()
     prompts, length = [replica.encode_question(q) for q in questions], min(32, cfg.max_new_tokens)
     ours = rollout(replica, prompts, [q.id for q in questions], 1, length, GREEDY)
     stock = [stock_greedy(replica, prompt, length) for prompt in prompts]
@@ -87,8 +87,10 @@ def pilot(run, questions: list) -> None:
     step = statistics.median(r["total"] for r in run.rows("timing.jsonl", "ril"))
     cuda = run.device != "cpu"
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    gb = max([most_gb(cfg, ranks()[1], cfg.offload), *(teacher_phase(cfg, name)[0] for name in asked_here(cfg))])
-    planned = sum(step_seconds(cfg, ranks()[1], cfg.offload).values())
+    gb = max(
+        [most_gb(cfg, rank_and_world()[1], cfg.offload), *(teacher_phase(cfg, name)[0] for name in asked_here(cfg))]
+    )
+    planned = sum(step_seconds(cfg, rank_and_world()[1], cfg.offload).values())
     gb -= CONTEXT / 1e9  # it is not among the tensors that torch counts
     lines.append(f"memory: {peak / 1e9:.1f} GB at most on rank 0, {gb:.1f} GB planned (tensors on a GPU)")
     lines.append(f"a step: {step:.2f} s (median of {cfg.steps}), {planned:.2f} s planned (for GPUs)")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from config import parse, teacher_names
 from data import Question, UserError, run_command, slices
 from engine.run import Run, kept_rows, questions_in
-from engine.sharding import deal, everyone, everyone_of, ranks
+from engine.sharding import all_gather, deal, gather_dealt, rank_and_world
 from model import VLM, pack
 from rollout import PURE, rollout
 from teachers import teacher_model
@@ -32,11 +32,11 @@ def select(run: Run, score: str, keep: int) -> None:
     cfg, file = run.cfg, run.path / "scores.jsonl"
     questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns)
     scores = {r["question"]: r["score"] for r in kept_rows(run, file)}
-    student = run.whole(cfg.student)
+    student = run.load_replica(cfg.student)
     teacher = teacher_model(teacher_names(cfg)[0], run) if score == "log-prob" else None
     limit = student.hf.config.get_text_config().max_position_embeddings
     todo = [q for q in questions if q.id not in scores]
-    for part in tqdm(slices(len(todo), 32 * ranks()[1]), "select", disable=not run.first):
+    for part in tqdm(slices(len(todo), 32 * rank_and_world()[1]), "select", disable=not run.first):
         mine, asked, rows = deal(todo[part]), [], []
         for q in mine:
             size = len(student.reply_ids(q.answer))
@@ -44,7 +44,7 @@ def select(run: Run, score: str, keep: int) -> None:
             rows.append(dict(question=q.id, score=None))
             asked += [q] if fits else []
         if score == "log-prob":
-            most = max(everyone_of(len(asked)))  # every rank has to pass the sharded teacher equally often
+            most = max(all_gather(len(asked)))  # every rank has to pass the sharded teacher equally often
             padded = asked + [Question("-", (), "-", "-")] * (most - len(asked))
             found = [a - b for a, b in zip(answer_logps(teacher, padded), answer_logps(student, padded), strict=True)]
         else:
@@ -54,7 +54,7 @@ def select(run: Run, score: str, keep: int) -> None:
             right = run.judge().verdicts(asked, [r for g in fresh for r in g])
             found = [float(np.mean(right[s])) for s in slices(len(right), cfg.teacher_samples)]
         of = {q.id: x for q, x in zip(asked, found, strict=False)}
-        rows = everyone([row | dict(score=of.get(row["question"])) for row in rows])
+        rows = gather_dealt([row | dict(score=of.get(row["question"])) for row in rows])
         scores |= {r["question"]: r["score"] for r in rows}
         if run.first:
             with file.open("a") as out:
