@@ -36,17 +36,16 @@ class Discriminator(nn.Module):
         self.base, self.reads = copy.deepcopy(student.base).requires_grad_(True), reads
         self.base.get_submodule(student.family.vision).requires_grad_(False)  # frozen as the student's: same patches
         self.base.get_submodule(student.family.projector).requires_grad_(reads == "picture")
-        width = student.hf.config.get_text_config().hidden_size
+        width = student.encoder.config.get_text_config().hidden_size
         like = next(self.base.parameters())
         self.head = nn.Linear(width, 1, bias=False, device=like.device, dtype=like.dtype)
-        self.family, self.tokenizer = student.family, student.tokenizer
-        self.prompt, self.chat_text, self.without_control = student.prompt, student.chat_text, student.clean
+        self.encoder, self.family = student.encoder, student.family
         if not like.is_meta:
             self.init_buffers()
 
     @torch.no_grad()
     def init_buffers(self) -> None:
-        """The head's first weights, once there is memory: small and the same on every rank."""
+        """Fill what meta-device initialisation left empty: the head, small and the same on every rank."""
         weight = torch.randn(self.head.weight.shape, generator=torch.Generator().manual_seed(0))
         copy_slice(self.head.weight, 0.02 * weight)
 
@@ -57,7 +56,7 @@ class Discriminator(nn.Module):
 
     def clean(self, text: str) -> str:
         """The text without control tokens, template tags and surrounding white space."""
-        return self.without_control(text).replace("<response>", "").replace("</response>", "").strip()
+        return self.encoder.clean(text).replace("<response>", "").replace("</response>", "").strip()
 
     def pack(self, groups: list[list[str]], asked: list[tuple[str, Prompt]] | None = None, device="cpu") -> Batch:
         """One packed row per question: groups[q] are the texts of its responses, students' and teachers' alike.
@@ -67,14 +66,14 @@ class Discriminator(nn.Module):
         prompts, rows = [], []
         for q, texts in enumerate(groups):
             question, prompt = asked[q] if self.reads != "response" else ("", None)
-            looked = prompt.looked if self.reads == "picture" else []
+            pictures = prompt.picture_tensors if self.reads == "picture" else []
             user = USER.replace("{question}", question and f"{self.clean(question)} ")
-            before, _, after = self.chat_text(looked, user, SYSTEM).rpartition("{response}")
-            whole = [f"{before}{self.clean(text)}{after}" for text in texts]
-            ids = self.tokenizer(whole or [before], add_special_tokens=False)["input_ids"]
+            before, _, after = self.encoder.chat_text(pictures, user, SYSTEM).rpartition("{response}")
+            chats = [f"{before}{self.clean(text)}{after}" for text in texts]
+            ids = self.encoder.tokenizer(chats or [before], add_special_tokens=False)["input_ids"]
             n = shared_prefix(ids)
-            prompts.append(self.prompt(ids[0][:n], looked))
-            prompts[-1].patches = prompt.patches if looked else None
+            prompts.append(self.encoder.prompt(ids[0][:n], pictures))
+            prompts[-1].patches = prompt.patches if pictures else None
             rows.append([x[n:] for x in ids[: len(texts)]])
         return pack(prompts, rows, device=device)
 

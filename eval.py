@@ -77,7 +77,7 @@ def evaluate(
 
     for i in tqdm(range(0, len(asked), 128), "questions", delay=2, leave=False, disable=rank_and_world()[0] > 0):
         part = asked[i : i + 128]
-        prompts, names = [student.encode_question(q) for q in part], [q.id for q in part]
+        prompts, names = [student.encoder.encode_question(q) for q in part], [q.id for q in part]
         best = greedy_answers(student, prompts, names, max_new_tokens, max_rows)
         sampled = rollout(student, prompts, names, draws, max_new_tokens, PURE, (seed, "evaluate"), max_rows)
         groups += [[r, *more] for r, more in zip(best, sampled, strict=True)]
@@ -130,7 +130,7 @@ def load_student(args) -> tuple:
         start_ranks(device_here().partition(":")[0])
     dtype = args.dtype or ("fp32" if device_here() == "cpu" else "bf16")
     student = load(args.student, device=device_here(), dtype=dict(fp32=torch.float32, bf16=torch.bfloat16)[dtype])
-    student.limit_pictures(trained_image_tokens(args.student))
+    student.encoder.limit_pictures(trained_image_tokens(args.student))
     return student, dtype
 
 

@@ -1,4 +1,4 @@
-"""A vision-language model to train: loading, encoding pictures and chat, the packed row, token log-probs, export.
+"""A vision-language model: its Encoder (pictures, chat, tokens; no weights) and VLM, the network that is trained.
 
 The packed row is the heart. All responses to one question lie in ONE row behind one copy of picture and question:
 
@@ -10,13 +10,9 @@ A token sees the earlier tokens of its own response and of the question, nothing
 of every response go on where the question ends. So each response gets exactly the numbers that it would get alone, at
 the price of one prompt instead of N (tested: log-probs, gradients, discriminator scores).
 
-A picture is encoded by the vision tower once (`see`); student, reference and rollout replica share its patches while
-the tower is frozen, and each applies its own projector. What is special to a model family stands in FAMILIES, nowhere
-else.
-
-Training is sharded over the ranks (FSDP2), one process being the smallest case: `load` builds a model without memory,
-shards it, and every rank reads its own slices of the safetensors files into fp32 masters. The rollout replica is whole
-on every rank.
+A picture passes the vision tower once (`encode_pictures`). While the tower is frozen, student, reference and rollout
+replica share its patches, and each applies its own projector. engine/families.py holds what differs between model
+families, engine/loading.py loads and saves.
 
 Left out on purpose: video, attention kernels of our own, quantisation, tensor parallelism.
 """
@@ -38,24 +34,113 @@ from data import Question, UserError
 from engine.families import FAMILIES, Family
 
 
-# ------------------------------------------------------------------------------------------------ prompts, packed rows
+# ------------------------------------------------------------------------------------------------ the encoder
 @dataclass
 class Prompt:
-    """An encoded prompt: ids (P,), rotary positions (3, P), the tensors of each picture, and their patches once
-    seen.
-    """
+    """An encoded prompt: ids (P,), rotary positions (3, P), each picture's tensors, and patches once encoded."""
 
     ids: torch.Tensor
     positions: torch.Tensor
-    looked: list[dict]
+    picture_tensors: list[dict]
     patches: torch.Tensor | None = None
 
     @property
     def pixels(self) -> dict | None:
         """The tensors of all its pictures, joined along the first axis; None without a picture."""
-        return join_pixels([self]) if self.looked else None
+        return join_pixels([self])
 
 
+class Encoder:
+    """From questions to prompts, from tokens to text: tokenizer, image processor, configuration. It has no weights.
+
+    ends: the ids that end a response (None: the tokenizer's); folder: all files that are not weights come from there.
+    """
+
+    def __init__(self, config, tokenizer, image_processor, ends=None, folder: Path | None = None):
+        self.config, self.tokenizer, self.image_processor, self.folder = config, tokenizer, image_processor, folder
+        self.family, eos = FAMILIES[config.model_type], tokenizer.eos_token_id
+        ends = ends or eos or []
+        self.ends = [ends] if isinstance(ends, int) else list(ends)
+        self.end = eos if eos in self.ends else (self.ends or [0])[0]  # what a teacher's response ends with
+        special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self.control = [tokenizer.added_tokens_decoder[i].content for i in sorted(special)]
+        unused = range(len(tokenizer), config.get_text_config().vocab_size)  # rows of the embeddings without a token
+        self.banned_ids = sorted((special | set(unused)) - set(self.ends))  # never sampled, no probability when scored
+
+    def limit_pictures(self, tokens: int) -> None:
+        """At most so many image tokens per picture (0: as the folder says)."""
+        if tokens:
+            self.family.limit(self.image_processor, self.config, tokens)
+
+    def preprocess(self, pictures: list) -> list[dict]:
+        """The stock image processor's tensors that the vision tower takes, one dict per picture."""
+        outputs = [self.image_processor([p], return_tensors="pt") for p in pictures]
+        return [{name: x[name] for name in self.family.tensors} for x in outputs]
+
+    def blank_picture(self) -> dict:
+        """The tensors of a blank picture, for ranks without pictures whose vision tower has to run all the same."""
+        return self.preprocess([Image.new("RGB", (56, 56))])[0]
+
+    def chat_text(self, picture_tensors: list[dict], text: str | list[str], system: str = "") -> str:
+        """The chat up to where the answer begins, with as many placeholders as each picture has image tokens.
+
+        Pictures stand before the text; a list of texts, one more than pictures, has them in between.
+        """
+        texts = text if isinstance(text, list) else [""] * len(picture_tensors) + [text]
+        text, content = "".join(texts), [{"type": "text", "text": texts[0]}]
+        for piece in texts[1:]:
+            content += [{"type": "image"}, {"type": "text", "text": piece}]
+        content = [part for part in content if part.get("text") != ""]
+        chat = [{"role": "system", "content": system}] if system else []
+        chat.append({"role": "user", "content": content if picture_tensors else text})
+        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        sign = self.family.picture_sign
+        pieces = text.split(sign)
+        if len(pieces) != len(picture_tensors) + 1:
+            raise ValueError(f"the text holds {sign!r}, the sign for a picture")
+        for i, one in enumerate(picture_tensors):
+            pieces[i] += self.family.picture_text(self.family.picture_tokens(self.config, one))
+        return "".join(pieces)
+
+    def prompt(self, ids: list[int], picture_tensors: list[dict]) -> Prompt:
+        """Tokens and picture tensors as a Prompt, with the family's rotary positions."""
+        prompt = Prompt(torch.tensor(ids), torch.empty(0), picture_tensors)
+        prompt.positions = self.family.positions(self.config, prompt.ids, prompt.pixels)
+        return prompt
+
+    def encode(self, pictures: list, text: str | list[str], system: str = "") -> Prompt:
+        """Pictures and text as the model's chat, up to where the answer begins."""
+        picture_tensors = self.preprocess(pictures)
+        text = self.chat_text(picture_tensors, text, system)
+        return self.prompt(self.tokenizer(text, add_special_tokens=False)["input_ids"], picture_tensors)
+
+    def encode_question(self, question: Question) -> Prompt:
+        """A question as a prompt. Raises UserError: it cannot be encoded, or is longer than the model's positions."""
+        try:
+            prompt = self.encode(question.pictures(), question.text)
+        except ValueError as error:
+            raise UserError(f"question {question.id!r}: {error}; change its picture or text") from None
+        limit = self.config.get_text_config().max_position_embeddings
+        if (n := len(prompt.ids)) >= limit:
+            raise UserError(f"question {question.id!r}: {n} prompt tokens, the model takes {limit}; shorten it")
+        return prompt
+
+    def reply_ids(self, text: str) -> list[int]:
+        """A reply's tokens with the end token, as the student would have to write it."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.end]
+
+    def clean(self, text: str) -> str:
+        """Text from elsewhere without anything that the tokenizer would take for a control token."""
+        for token in self.control:
+            text = text.replace(token, "")
+        return text.strip() if not any(token in text for token in self.control) else self.clean(text)
+
+    def text(self, ids: list[int]) -> str:
+        """Tokens as text, control tokens and surrounding white space removed."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+# ------------------------------------------------------------------------------------------------ the packed row
 @dataclass
 class Batch:
     """B packed rows that hold R responses; the module docstring shows one row.
@@ -77,7 +162,6 @@ class Batch:
     prompt: int
     pixels: dict | None = None
     patches: torch.Tensor | None = None
-    blank: bool = False  # the pixels are a blank picture's, to which no token belongs
 
     @property
     def tree(self) -> torch.Tensor:
@@ -90,20 +174,14 @@ class Batch:
         return (causal & ((s[:, None, :] == 0) | (s[:, :, None] == s[:, None, :])))[:, None]
 
 
-def pack(
-    prompts: list[Prompt],
-    rows: list[list[list[int]]],
-    skip: list[list[int]] | None = None,
-    device="cpu",
-    blank: dict | None = None,
-) -> Batch:
+def pack(prompts: list[Prompt], rows: list, skip: list | None = None, device="cpu", blank: dict | None = None) -> Batch:
     """One packed row per prompt: rows[b] are the token lists behind prompts[b]; R = sum of their number, in that order.
 
     skip[b][i] leading tokens of a row are context, not targets (0 without `skip`). Rows must not be empty. The length T
     is padded to a multiple of 8 (64 on a GPU).
 
-    Rows may be absent (rows[b] == []): then the batch holds bare prompts. Where the vision tower is trained, `blank`
-    (a blank picture's tensors) stands in for a batch without pictures: ranks with pictures wait for this one's tower.
+    Rows may be absent (rows[b] == []): then the batch holds bare prompts. Where the vision tower is trained, a batch
+    without pictures takes the tensors of a `blank` one: under FSDP all ranks have to pass the tower.
 
     Example: a prompt of 3 tokens and rows [7, 8], [9]: ids 3 + 2 + 1, positions 0 1 2 | 3 4 | 3; sources 2 3 | 2.
     """
@@ -121,8 +199,7 @@ def pack(
         at, begin = len(prompt.ids), int(prompt.positions.max()) + 1
         ids[b, :at], segment[b, :at], positions[:, b, :at] = prompt.ids, 0, prompt.positions
         for i, tokens in enumerate(responses):
-            n = len(tokens)
-            here = torch.arange(n)
+            here = torch.arange(n := len(tokens))
             ids[b, at : at + n], segment[b, at : at + n] = torch.tensor(tokens), i + 1
             positions[:, b, at : at + n] = begin + here
             source[r, 0], source[r, 1:n] = len(prompt.ids) - 1 + b * width, at + b * width + here[:-1]
@@ -130,15 +207,12 @@ def pack(
             mask[r, (skip[b][i] if skip else 0) : n] = True
             place[r, :n], last[r] = at + b * width + here, at + n - 1 + b * width
             at, r = at + n, r + 1
-    prompt = max(len(p.ids) for p in prompts)
-    batch = Batch(ids, segment, positions, source, target, mask, last, place, prompt)
-    if any(p.looked for p in prompts):
-        if all(p.patches is not None for p in prompts if p.looked):
-            batch.patches = torch.cat([p.patches for p in prompts if p.looked])
-        else:
-            batch.pixels = join_pixels(prompts)
-    elif blank is not None:
-        batch.pixels, batch.blank = blank, True
+    batch = Batch(ids, segment, positions, source, target, mask, last, place, max(len(p.ids) for p in prompts))
+    pictured = [p for p in prompts if p.picture_tensors]
+    if pictured and all(p.patches is not None for p in pictured):
+        batch.patches = torch.cat([p.patches for p in pictured])
+    else:
+        batch.pixels = join_pixels(pictured) or blank
     for name, value in vars(batch).items():
         if isinstance(value, torch.Tensor):
             setattr(batch, name, value.to(device))
@@ -153,66 +227,28 @@ def shared_prefix(rows: list[list[int]]) -> int:
     return next((i for i in range(limit) if any(r[i] != rows[0][i] for r in rows)), limit)
 
 
-def join_pixels(prompts: list[Prompt]) -> dict:
-    """The picture tensors of several prompts in one dict: stock processors lay pictures along the first axis."""
-    looked = [x for p in prompts for x in p.looked]
-    return {name: torch.cat([x[name] for x in looked]) for name in looked[0]}
-
-
-class Regroup(nn.Module):
-    """Stands in the projector's place while pictures are encoded, so that the patches come out before the
-    projection.
-    """
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.width = width
-
-    def forward(self, patches):
-        return patches.reshape(-1, self.width)
-
-
-def encode_pictures(base: nn.Module, family: Family, pixels: dict) -> torch.Tensor:
-    """Stock vision tower without its projector: picture tensors -> patches (image tokens, patch width)."""
-    parent, name = base.get_submodule(family.projector.rpartition(".")[0]), family.projector.rpartition(".")[2]
-    projector = getattr(parent, name)
-    setattr(parent, name, Regroup(family.patch_width(base)))
-    try:
-        out = base.get_image_features(**pixels).pooler_output
-    finally:
-        setattr(parent, name, projector)
-    return torch.cat([x.flatten(0, -2) for x in out]) if isinstance(out, list | tuple) else out.flatten(0, -2)
+def join_pixels(prompts: list[Prompt]) -> dict | None:
+    """All picture tensors of the prompts in one dict, joined along the first axis; None without a picture."""
+    parts = [x for p in prompts for x in p.picture_tensors]
+    return {name: torch.cat([x[name] for x in parts]) for name in parts[0]} if parts else None
 
 
 def trunk(base: nn.Module, family: Family, batch: Batch, cache=None) -> torch.Tensor:
     """Packed rows through the stock language model: -> last hidden states, flat (B * T, H).
 
-    Patches (already seen) are projected here; raw pixels go through the vision tower first, with its gradient. `cache`
-    takes the keys and values; a batch of bare prompts (no responses) needs no mask, since nobody looks at the padding
-    behind.
+    Pixels pass the vision tower first, with its gradient; patches have passed it. Without pictures one patch of zeros
+    is projected and used by no token: under FSDP every rank has to give the projector a gradient. `cache` takes keys
+    and values; a batch of bare prompts needs no mask, since only padding stands behind a prompt.
     """
-    embedded = base.get_input_embeddings()(batch.ids)
-    patches = batch.patches if batch.pixels is None else encode_pictures(base, family, batch.pixels)
-    projector = base.get_submodule(family.projector)
-    trained = torch.is_grad_enabled() and any(p.requires_grad for p in projector.parameters())
-    if patches is None and trained:  # every rank has to give the projector a gradient, if only of zeros
+    embedded = base.get_input_embeddings()(batch.ids)  # (B, T, H)
+    patches = batch.patches if batch.pixels is None else family.encode_pixels(base, batch.pixels)
+    if patches is None:
         patches = embedded.new_zeros(1, family.patch_width(base))
-        pictures = project(projector, patches)
-        embedded = embedded + 0 * pictures.sum()
-    elif patches is not None:
-        pictures = project(projector, patches).to(embedded.dtype)
-        if batch.blank:
-            embedded = embedded + 0 * pictures.sum()
-        else:
-            embedded = embedded.masked_scatter((batch.ids == base.config.image_token_id)[..., None], pictures)
-    out = base.language_model(
-        inputs_embeds=embedded,
-        attention_mask={"full_attention": Branches(batch) if len(batch.last) else None},
-        position_ids=language_positions(base, batch.positions),
-        past_key_values=cache,
-        use_cache=cache is not None,
-    )
-    return out.last_hidden_state.flatten(0, 1)
+    pictures = family.project(base, patches).to(embedded.dtype)  # (image tokens, H)
+    is_image = (batch.ids == base.config.image_token_id) & (batch.segment == 0)
+    embedded = embedded.masked_scatter(is_image[..., None], pictures)
+    mask = Branches(batch) if len(batch.last) else None
+    return family.language_states(base, embedded, mask, batch.positions, cache).flatten(0, 1)
 
 
 class Branches:
@@ -230,8 +266,9 @@ class Branches:
 
 
 def tree_attention(module, q, k, v, attention_mask, scaling=None, **more):
-    """Stock sdpa, and under a tree mask the same numbers without the masked part, which grows with the square of a row:
-    prompts see themselves, then each response sees its prompt and itself. q, k, v (B, heads, T, dim).
+    """Stock sdpa; under a tree mask the same numbers, without computing the masked part. q, k, v (B, heads, T, dim).
+
+    Prompts see themselves, then each response sees its prompt and itself.
     """
     if not isinstance(tree := attention_mask, Branches):
         return sdpa_attention_forward(module, q, k, v, attention_mask, scaling=scaling, **more)
@@ -251,25 +288,6 @@ def use_tree_attention(config) -> None:
     ALL_ATTENTION_FUNCTIONS.register("tree", tree_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register("tree", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])  # for stock generate
     config._attn_implementation = "tree"
-
-
-def project(projector: nn.Module, patches: torch.Tensor) -> torch.Tensor:
-    """Patches -> what the language model reads; its first layer is a norm over one part of a grouped patch."""
-    return projector(patches.reshape(-1, next(projector.parameters()).shape[0]))
-
-
-def recompute_activations(base: nn.Module) -> None:
-    """Keep each layer's input only and recompute the rest in the backward pass. Before transformers 5.23 the function
-    has another name.
-    """
-    name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
-    getattr(base, f"{name}_checkpointing_enable")(dict(use_reentrant=False))
-
-
-def language_positions(base: nn.Module, positions: torch.Tensor) -> torch.Tensor:
-    """(3, B, T) for language models with three rotary axes, (B, T) for those with one."""
-    axes = (getattr(base.config.get_text_config(), "rope_parameters", None) or {}).get("mrope_section")
-    return positions if axes else positions[0]
 
 
 class Fp32Product(torch.autograd.Function):
@@ -317,45 +335,26 @@ def token_logps(hidden, head, target, banned, chunk: int = 1024) -> torch.Tensor
 
 
 class VLM(nn.Module):
-    """A stock transformers model with its tokenizer and image processor; calling it gives token log-probs of packed
-    rows.
-    """
+    """A stock transformers model and its Encoder; calling it gives token log-probs of packed rows."""
 
-    gathering = ("see", "prefill", "decode")  # besides forward, these gather the weights of a sharded model
+    gathering = ("encode_pictures", "prefill", "decode")  # these, like forward, gather a sharded model's weights
 
-    def __init__(self, hf: nn.Module, tokenizer, image_processor, folder: Path | None = None):
+    def __init__(self, hf: nn.Module, encoder: Encoder):
         super().__init__()
-        self.hf, self.tokenizer, self.image_processor = hf, tokenizer, image_processor
-        self.family, self.folder = FAMILIES[hf.config.model_type], folder  # what is not weights is exported from there
-        ends = hf.generation_config.eos_token_id or tokenizer.eos_token_id or []
-        self.ends = [ends] if isinstance(ends, int) else list(ends)  # any of them ends a response
-        self.end = (
-            tokenizer.eos_token_id if tokenizer.eos_token_id in self.ends else (self.ends or [0])[0]
-        )  # of teachers
-        special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        self.control = [tokenizer.added_tokens_decoder[i].content for i in sorted(special)]
-        size = hf.config.get_text_config().vocab_size
-        self.banned_ids = sorted((special | set(range(len(tokenizer), size))) - set(self.ends))
-        self.register_buffer("banned", torch.zeros(size), persistent=False)
+        self.hf, self.encoder, self.family = hf, encoder, encoder.family
+        self.register_buffer("banned", torch.zeros(hf.config.get_text_config().vocab_size), persistent=False)
         use_tree_attention(hf.model.language_model.config)
         self.init_buffers()
 
     def init_buffers(self) -> None:
-        """What follows once there is memory. Control tokens and ids without a token are banned: never sampled, no
-        probability when scored.
-        """
+        """Fill what meta-device initialisation left empty: tied weights, and `banned` (V,), 0 or -inf."""
         self.hf.tie_weights()
-        self.banned.zero_()[self.banned_ids] = -torch.inf
+        self.banned.zero_()[self.encoder.banned_ids] = -torch.inf
 
     @property
     def base(self) -> nn.Module:
         """The stock model without its language head."""
         return self.hf.model
-
-    def limit_pictures(self, tokens: int) -> None:
-        """At most so many image tokens a picture (0: as the folder says)."""
-        if tokens:
-            self.family.limit(self.image_processor, self.hf.config, tokens)
 
     @property
     def device(self) -> torch.device:
@@ -368,82 +367,18 @@ class VLM(nn.Module):
         logps = token_logps(hidden[batch.source[batch.mask]], self.hf.lm_head, batch.target[batch.mask], self.banned)
         return logps.new_zeros(batch.mask.shape).index_put((batch.mask,), logps)
 
-    # ---- text and pictures in, text out
-    def look(self, pictures: list) -> list[dict]:
-        """The stock image processor's tensors that the vision tower takes, one dict a picture."""
-        made = [self.image_processor([p], return_tensors="pt") for p in pictures]
-        return [{name: x[name] for name in self.family.tensors} for x in made]
-
-    def blank(self) -> dict:
-        """The tensors of a blank picture, which stands in where a rank has none: vision towers wait for each other."""
-        return self.look([Image.new("RGB", (56, 56))])[0]
-
-    def chat_text(self, looked: list[dict], text: str | list[str], system: str = "") -> str:
-        """The chat up to where the answer begins, with as many placeholders as each picture has image tokens.
-
-        Pictures stand before the text; a list of texts, one more than pictures, has them in between.
-        """
-        texts = text if isinstance(text, list) else [""] * len(looked) + [text]
-        text, content = "".join(texts), [{"type": "text", "text": texts[0]}]
-        for piece in texts[1:]:
-            content += [{"type": "image"}, {"type": "text", "text": piece}]
-        content = [part for part in content if part.get("text") != ""]
-        chat = [{"role": "system", "content": system}] if system else []
-        chat.append({"role": "user", "content": content if looked else text})
-        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        sign = self.family.picture_sign
-        pieces = text.split(sign)
-        if len(pieces) != len(looked) + 1:
-            raise ValueError(f"the text holds {sign!r}, the sign for a picture")
-        for i, one in enumerate(looked):
-            pieces[i] += self.family.picture_text(self.family.picture_tokens(self.base.config, one))
-        return "".join(pieces)
-
-    def chat_ids(self, looked: list[dict], text: str | list[str], system: str = "") -> list[int]:
-        """The chat's tokens up to where the answer begins."""
-        return self.tokenizer(self.chat_text(looked, text, system), add_special_tokens=False)["input_ids"]
-
-    def encode(self, pictures: list, text: str | list[str], system: str = "") -> Prompt:
-        """Pictures and text as the model's chat, up to where the answer begins."""
-        looked = self.look(pictures)
-        return self.prompt(self.chat_ids(looked, text, system), looked)
-
-    def prompt(self, ids: list[int], looked: list[dict]) -> Prompt:
-        """Tokens and picture tensors as a Prompt, with the family's positions."""
-        prompt = Prompt(torch.tensor(ids), torch.empty(0), looked)
-        prompt.positions = self.family.positions(self.base, prompt.ids, prompt.pixels)
-        return prompt
-
-    def encode_question(self, question: Question) -> Prompt:
-        """A question as a prompt. Raises UserError naming it when it cannot be encoded or does not fit the
-        positions.
-        """
-        try:
-            prompt = self.encode(question.pictures(), question.text)
-        except ValueError as error:
-            raise UserError(f"question {question.id!r}: {error}; change its picture or text") from None
-        limit = self.hf.config.get_text_config().max_position_embeddings
-        if len(prompt.ids) >= limit:
-            raise UserError(
-                f"question {question.id!r}: {len(prompt.ids)} prompt tokens, the model takes {limit}; shorten it"
-            )
-        return prompt
-
-    # ---- sampling (rollout.py); like forward these gather the weights of a sharded model: all ranks together
+    # ---- sampling (rollout.py); a sharded model's ranks call these together
     @torch.no_grad()
-    def see(self, prompts: list[Prompt]) -> list[Prompt]:
-        """Encode the pictures of these prompts once, without gradient (the tower is frozen in RIL); sets their
-        patches.
-        """
-        todo = [p for p in prompts if p.looked and p.patches is None]
-        if not todo and isinstance(self, FSDPModule):  # other ranks may have pictures, and their tower waits for ours
-            encode_pictures(self.base, self.family, {k: x.to(self.device) for k, x in self.blank().items()})
-        if todo:
-            pixels = {name: x.to(self.device) for name, x in join_pixels(todo).items()}
-            patches = encode_pictures(self.base, self.family, pixels)
-            counts = [int((p.ids == self.base.config.image_token_id).sum()) for p in todo]
-            for prompt, part in zip(todo, patches.split(counts), strict=True):
-                prompt.patches = part
+    def encode_pictures(self, prompts: list[Prompt]) -> list[Prompt]:
+        """Set the patches of these prompts, each picture once, without gradient; -> the prompts."""
+        todo = [p for p in prompts if p.picture_tensors and p.patches is None]
+        if not todo and not isinstance(self, FSDPModule):
+            return prompts
+        pixels = join_pixels(todo) or self.encoder.blank_picture()  # all ranks have to pass the tower
+        patches = self.family.encode_pixels(self.base, {name: x.to(self.device) for name, x in pixels.items()})
+        counts = [int((p.ids == self.encoder.config.image_token_id).sum()) for p in todo]
+        for prompt, part in zip(todo, patches.split(counts) if todo else (), strict=True):
+            prompt.patches = part
         return prompts
 
     def prefill(self, batch: Batch, ends: torch.Tensor, cache) -> torch.Tensor:
@@ -452,40 +387,19 @@ class VLM(nn.Module):
 
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache) -> torch.Tensor:
         """One more token (n,) for n rows: positions (3, n, 1), mask (n, window) over the cache -> logits (n, V)."""
-        hidden = self.base.language_model(
-            inputs_embeds=self.base.get_input_embeddings()(tokens[:, None]),
-            attention_mask={"full_attention": mask[:, None, None]},
-            position_ids=language_positions(self.base, positions),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        embedded = self.base.get_input_embeddings()(tokens[:, None])  # (n, 1, H)
+        hidden = self.family.language_states(self.base, embedded, mask[:, None, None], positions, cache)
         return self.logits(hidden[:, 0])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Last hidden states (n, H) -> logits (n, V), fp32; what may not be said has -inf."""
         return head_product(self.hf.lm_head, hidden) + self.banned
 
-    # ---- text
-    def reply_ids(self, text: str) -> list[int]:
-        """A reply's tokens with the end token, as the student would have to write it."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.end]
-
-    def clean(self, text: str) -> str:
-        """Text from elsewhere without anything that the tokenizer would take for a control token."""
-        for token in self.control:
-            text = text.replace(token, "")
-        return text.strip() if not any(token in text for token in self.control) else self.clean(text)
-
-    def text(self, ids: list[int]) -> str:
-        """Tokens as text, control tokens and surrounding white space removed."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
     # ---- weights
     def freeze(self, *parts: str) -> "VLM":
-        """Train everything but these of PARTS. The projector counts as language, as in the paper's "all language
-        modules".
+        """Train everything but these of PARTS. Where embeddings and head are tied, freezing one freezes both.
 
-        Where embeddings and head are tied, freezing one freezes both.
+        The projector is always trained: it counts as language, as in the paper's "all language modules".
         """
         self.hf.requires_grad_(True)
         layers = self.base.language_model.layers
@@ -504,13 +418,3 @@ class VLM(nn.Module):
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weights under the names that the stock class gives them; shards where it is sharded."""
         return {name.removeprefix("hf."): x for name, x in self.state_dict().items()}
-
-    @property
-    def tied(self) -> bool:
-        """Are embeddings and head one tensor?"""
-        return is_tied(self.hf)
-
-
-def is_tied(hf: nn.Module) -> bool:
-    """Are embeddings and head one tensor?"""
-    return hf.lm_head.weight is hf.get_input_embeddings().weight

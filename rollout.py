@@ -205,7 +205,9 @@ def rollout(
 def prefill(vlm: VLM, prompts: list[Prompt], group: int, max_new_tokens: int) -> tuple[torch.Tensor, KeysValues]:
     """Pictures and prompts, once per question -> logits of the first token (rows, V), keys and values of all rows."""
     config, ends = vlm.base.language_model.config, torch.tensor([len(p.ids) - 1 for p in prompts])
-    batch = pack(vlm.see(prompts), [[] for _ in prompts], device=vlm.device)  # (questions, T), padded on the right
+    batch = pack(
+        vlm.encode_pictures(prompts), [[] for _ in prompts], device=vlm.device
+    )  # (questions, T), padded on the right
     cache = DynamicCache(config=config)
     places = ends + torch.arange(len(prompts)) * batch.ids.shape[1]
     logits = vlm.prefill(batch, places.to(vlm.device), cache)
@@ -227,14 +229,15 @@ def decode_one(vlm: VLM, tokens: torch.Tensor, kv: KeysValues) -> torch.Tensor:
 
 def sample(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> list[list[Response]]:
     """One pass of `rollout`: prefill, then draw a token for every row that has not ended, and decode it."""
-    rows, device, ends = len(prompts) * group, vlm.device, torch.tensor(vlm.ends, device=vlm.device)
+    encoder, rows, device = vlm.encoder, len(prompts) * group, vlm.device
+    ends = torch.tensor(encoder.ends, device=device)
     u = torch.zeros(rows, max_new_tokens, dtype=torch.double)
     if not how.greedy:
         u = torch.from_numpy(np.concatenate([uniforms(group, max_new_tokens, *purpose, *k) for k in keys]))
     u = u.to(device)
     logits, kv = prefill(vlm, prompts, group, max_new_tokens)
     seen = tokens_of(prompts, group, logits) if how.repetition_penalty != 1.0 else None
-    tokens = torch.full((rows, max_new_tokens), vlm.end, device=device)
+    tokens = torch.full((rows, max_new_tokens), encoder.end, device=device)
     logps = torch.zeros(rows, max_new_tokens, device=device)
     count = torch.zeros(rows, dtype=torch.long, device=device)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -264,7 +267,7 @@ def sample(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> l
     out = []
     for i, (name, *_) in enumerate(keys):
         rows = [(g, i * group + g, tokens[i * group + g][: count[i * group + g]]) for g in range(group)]
-        out.append([Response(name, g, source, x, vlm.text(x), finished[r], logps[r][: len(x)]) for g, r, x in rows])
+        out.append([Response(name, g, source, x, encoder.text(x), finished[r], logps[r][: len(x)]) for g, r, x in rows])
     return out
 
 

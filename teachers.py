@@ -25,7 +25,7 @@ from engine.run import HOME, Run, compute_dtype, kept_rows, split
 from engine.served import Server, ask_teacher_server
 from engine.sharding import all_gather, barrier, deal, dealt, gather_dealt, rank_and_world, together
 from judge import Judge
-from model import VLM
+from model import VLM, Encoder
 from rollout import Response, Sampling, rollout
 
 FOLDER = HOME / "results" / "teachers"  # committed: each tiny teacher's weights and its cached responses
@@ -99,7 +99,7 @@ def own_answers(name: str, questions: list, samples: dict, run: Run) -> Iterator
         passes += [(n, some[part]) for part in slices(len(some), side_by_side * rank_and_world()[1])]
     for n, some in passes:
         asked, own = dealt(some)
-        prompts, names = [vlm.encode_question(q) for q in asked], [q.id for q in asked]
+        prompts, names = [vlm.encoder.encode_question(q) for q in asked], [q.id for q in asked]
         groups = rollout(vlm, prompts, names, n, cfg.max_new_tokens, how, **more)
         if hasattr(vlm, "reset_iter_state"):  # FSDP notes every forward until a backward pass comes, and none will
             vlm.reset_iter_state()  # torch 2.11 has no such method: there about 50 bytes a layer and token stay
@@ -208,7 +208,7 @@ def judged(judge: Judge, questions: list, responses: list[Response]) -> list[int
 class TeacherCache:
     """The teachers' responses in the student's tokens; `draw` takes a question's, at random, seeded."""
 
-    def __init__(self, run: Run, student: VLM, questions: list):
+    def __init__(self, run: Run, encoder: Encoder, questions: list):
         cfg = self.cfg = run.cfg
         self.names = teacher_names(cfg)
         self.each = cfg.group_size // (len(self.names) if cfg.teacher_rows == "split" else 1)
@@ -218,8 +218,8 @@ class TeacherCache:
         for where, row in read_jsonl(run.path / "teachers.jsonl", ("question", "teacher", "text", "verdict")):
             if row["teacher"] not in self.names:
                 raise UserError(f"{where}: teacher {row['teacher']!r} is not among --teachers {cfg.teachers}")
-            text = student.clean(row["text"])
-            ids = student.reply_ids(text)
+            text = encoder.clean(row["text"])
+            ids = encoder.reply_ids(text)
             if not (row.get("finished", True) and text and len(ids) <= cfg.max_new_tokens):
                 cut += 1
             elif row["question"] in self.of:

@@ -110,7 +110,7 @@ def speaking(name: str, seed: int = 1) -> model.VLM:
     vlm.hf.lm_head.weight = torch.nn.Parameter(vlm.hf.lm_head.weight.detach().clone())
     with torch.no_grad():
         vlm.hf.lm_head.weight.mul_(4)
-        vlm.hf.lm_head.weight[vlm.end] *= 1.5
+        vlm.hf.lm_head.weight[vlm.encoder.end] *= 1.5
     return vlm
 
 
@@ -199,7 +199,7 @@ def test_order_of_questions_reads_each_epoch_once_and_depends_on_the_step_alone(
 
 def test_a_question_that_meets_itself_in_one_step_is_answered_anew(speaker):
     q = questions_of_all_shapes()[0]
-    prompts = [speaker.encode_question(q)] * 2
+    prompts = [speaker.encoder.encode_question(q)] * 2
     one, two = ro.rollout(speaker, prompts, [q.id] * 2, 4, 16, ro.PURE, (0,), visits=[0, 1])
     assert [r.ids for r in one] != [r.ids for r in two]
 
@@ -363,9 +363,9 @@ def test_dead_groups_are_counted_and_have_no_advantage():
 
 # ------------------------------------------------------------------------------------------------ model.py
 def some_rows(vlm) -> tuple[list, list]:
-    prompts = [vlm.encode_question(q) for q in questions_of_all_shapes()]
+    prompts = [vlm.encoder.encode_question(q) for q in questions_of_all_shapes()]
     texts = ["red", "i see red circle. the answer is 3", "look: none; final 2", "a strange wörd"]
-    return prompts, [[vlm.reply_ids(t) for t in texts[: 2 + i % 3]] for i in range(len(prompts))]
+    return prompts, [[vlm.encoder.reply_ids(t) for t in texts[: 2 + i % 3]] for i in range(len(prompts))]
 
 
 def test_packed_row_equals_separate_rows_in_log_probs_and_gradients(vlm):
@@ -418,7 +418,7 @@ def test_sft_loss_equals_the_stock_loss_when_nothing_is_banned(vlm):
 def test_seen_patches_give_what_raw_pixels_give(vlm):
     prompts, rows = some_rows(vlm)
     raw = vlm(model.pack(prompts, rows))
-    seen = model.pack(vlm.see(prompts), rows)
+    seen = model.pack(vlm.encode_pictures(prompts), rows)
     assert seen.pixels is None and seen.patches is not None
     assert (vlm(seen) - raw).abs().max() < 1e-5
 
@@ -446,13 +446,13 @@ def test_chunked_log_probs_equal_whole_ones(vlm):
 
 def test_tokenizer_holds_any_text(vlm):
     for text in ["i see red circle. the answer is 3", "Größe: 5 µm, 日本!", "look: none; final nothing", "a\n\n b  c"]:
-        assert vlm.text(vlm.reply_ids(text)) == text
-    assert vlm.reply_ids("red")[-1] == vlm.end and vlm.end not in vlm.banned_ids
+        assert vlm.encoder.text(vlm.encoder.reply_ids(text)) == text
+    assert vlm.encoder.reply_ids("red")[-1] == vlm.encoder.end and vlm.encoder.end not in vlm.encoder.banned_ids
 
 
 @pytest.mark.parametrize("name, tokens", [("tiny-qwen", 5), ("tiny-internvl", 7)])
 def test_a_world_word_is_one_token_or_one_for_every_five_characters(name, tokens):
-    tok = loading.load(name).tokenizer
+    tok = loading.load(name).encoder.tokenizer
     assert len(tok("how many yellow things?")["input_ids"]) == tokens
 
 
@@ -460,26 +460,29 @@ def test_text_crosses_between_the_families_and_tokens_do_not():
     one, other = (loading.load(name, 1) for name in STUDENTS)
     texts = [t for q in tiny_world.world_questions("train", 20) for t in q.meta["replies"].values()] + ["Größe: 5 µm"]
     for text in texts:
-        there = other.reply_ids(one.text(one.reply_ids(text)))
-        assert other.text(there) == text and one.text(one.reply_ids(other.text(there))) == text
-    mine, theirs = (sum(len(v.reply_ids(t)) for t in texts) for v in (one, other))
+        there = other.encoder.reply_ids(one.encoder.text(one.encoder.reply_ids(text)))
+        assert (
+            other.encoder.text(there) == text
+            and one.encoder.text(one.encoder.reply_ids(other.encoder.text(there))) == text
+        )
+    mine, theirs = (sum(len(v.encoder.reply_ids(t)) for t in texts) for v in (one, other))
     assert theirs > 1.2 * mine
-    ids = one.reply_ids("look: top left yellow triangle")
-    assert other.text(ids) != one.text(ids)
+    ids = one.encoder.reply_ids("look: top left yellow triangle")
+    assert other.encoder.text(ids) != one.encoder.text(ids)
 
 
 def test_a_picture_of_several_tiles_has_image_tokens_for_each_and_equals_stock():
     vlm = loading.load("tiny-internvl", 1)
-    vlm.image_processor.crop_to_patches = True
+    vlm.encoder.image_processor.crop_to_patches = True
     picture = tiny_world.world_questions("train", 1)[0].images[0]
-    prompt = vlm.encode([picture.resize((84, 42)), picture], "what is this?")
+    prompt = vlm.encoder.encode([picture.resize((84, 42)), picture], "what is this?")
     tiles = len(prompt.pixels["pixel_values"])
     assert tiles == 2 + 1 + 1  # the wide picture: two tiles and the whole; the square one: one tile
     assert int((prompt.ids == vlm.base.config.image_token_id).sum()) == 9 * tiles
-    text = vlm.tokenizer.decode(prompt.ids)
+    text = vlm.encoder.tokenizer.decode(prompt.ids)
     assert "<img>" + "<IMG_CONTEXT>" * 27 + "</img><img>" + "<IMG_CONTEXT>" * 9 + "</img>" in text
-    assert vlm.see([prompt])[0].patches.shape == (9 * tiles, 4 * 64)
-    row = vlm.reply_ids("i see red circle")
+    assert vlm.encode_pictures([prompt])[0].patches.shape == (9 * tiles, 4 * 64)
+    row = vlm.encoder.reply_ids("i see red circle")
     ids = torch.cat([prompt.ids, torch.tensor(row)])
     logits = vlm.hf(**stock_inputs(vlm, prompt, ids)).logits[0] + vlm.banned
     want = logits.log_softmax(-1)[len(prompt.ids) - 1 : -1].gather(1, torch.tensor(row)[:, None])[:, 0]
@@ -488,7 +491,7 @@ def test_a_picture_of_several_tiles_has_image_tokens_for_each_and_equals_stock()
 
 def test_a_text_that_holds_the_sign_for_a_picture_is_refused(vlm):
     with pytest.raises(data.UserError, match="question 'q7': the text holds .* the sign for a picture"):
-        vlm.encode_question(data.Question("q7", (), f"what is {vlm.family.picture_sign}?", "x"))
+        vlm.encoder.encode_question(data.Question("q7", (), f"what is {vlm.family.picture_sign}?", "x"))
 
 
 def test_our_files_do_not_need_what_only_the_tests_install():
@@ -514,9 +517,9 @@ def test_exported_folder_is_what_stock_from_pretrained_reads(vlm, tmp_path):
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as f:
         assert "lm_head.weight" not in f.keys()  # noqa: SIM118  (tied weights are stored once)
     again = loading.load(tmp_path / "out")
-    assert again.banned_ids == vlm.banned_ids and again.ends == vlm.ends
+    assert again.encoder.banned_ids == vlm.encoder.banned_ids and again.encoder.ends == vlm.encoder.ends
     q = questions_of_all_shapes()[-1]
-    assert torch.equal(again.encode_question(q).ids, vlm.encode_question(q).ids)
+    assert torch.equal(again.encoder.encode_question(q).ids, vlm.encoder.encode_question(q).ids)
 
 
 def test_damaged_or_unknown_folders_are_refused_by_name(vlm, tmp_path):
@@ -543,12 +546,14 @@ def test_damaged_or_unknown_folders_are_refused_by_name(vlm, tmp_path):
 # ------------------------------------------------------------------------------------------------ rollout.py
 def test_greedy_rollout_equals_stock_generate_token_for_token(speaker):
     questions = questions_of_all_shapes()
-    prompts, names = [speaker.encode_question(q) for q in questions], [q.id for q in questions]
+    prompts, names = [speaker.encoder.encode_question(q) for q in questions], [q.id for q in questions]
     got = ro.rollout(speaker, prompts, names, 3, 24, ro.GREEDY)
     lengths = set()
     for prompt, group in zip(prompts, got, strict=True):
         inputs = stock_inputs(speaker, prompt, prompt.ids)
-        want = speaker.hf.generate(**inputs, max_new_tokens=24, do_sample=False, suppress_tokens=speaker.banned_ids)
+        want = speaker.hf.generate(
+            **inputs, max_new_tokens=24, do_sample=False, suppress_tokens=speaker.encoder.banned_ids
+        )
         want = want[0, len(prompt.ids) :].tolist()
         assert all(r.ids == want for r in group)
         lengths.add(len(want))
@@ -557,7 +562,7 @@ def test_greedy_rollout_equals_stock_generate_token_for_token(speaker):
 
 def sampled(vlm, how=ro.PURE, questions=None, length=16, max_rows=512):
     questions = questions or questions_of_all_shapes()
-    prompts, names = [vlm.encode_question(q) for q in questions], [q.id for q in questions]
+    prompts, names = [vlm.encoder.encode_question(q) for q in questions], [q.id for q in questions]
     return prompts, ro.rollout(vlm, prompts, names, 4, length, how, (0, 2), max_rows)
 
 
@@ -575,20 +580,22 @@ def test_a_finished_row_has_its_end_token_in_the_loss_and_a_truncated_one_has_no
     flat = [r for g in groups for r in g]
     assert {r.finished for r in flat} == {True, False}
     for r, target, mask in zip(flat, batch.target, batch.mask, strict=True):
-        assert (speaker.end in target[mask].tolist()) == r.finished
+        assert (speaker.encoder.end in target[mask].tolist()) == r.finished
         assert int(mask.sum()) == len(r.ids) and (r.finished or len(r.ids) == 16)
-        assert speaker.end not in r.ids[:-1]
+        assert speaker.encoder.end not in r.ids[:-1]
 
 
 def test_control_and_vision_tokens_are_never_sampled_and_have_no_probability(vlm):
     picture = vlm.base.config.image_token_id
-    assert picture in vlm.banned_ids and set(vlm.tokenizer.all_special_ids) - set(vlm.ends) <= set(vlm.banned_ids)
+    assert picture in vlm.encoder.banned_ids and set(vlm.encoder.tokenizer.all_special_ids) - set(
+        vlm.encoder.ends
+    ) <= set(vlm.encoder.banned_ids)
     loud = copy.deepcopy(vlm)
     loud.hf.lm_head.weight = torch.nn.Parameter(loud.hf.lm_head.weight.detach().clone())
-    loud.hf.lm_head.weight.data[vlm.banned_ids] *= 50
+    loud.hf.lm_head.weight.data[vlm.encoder.banned_ids] *= 50
     _, groups = sampled(loud)
-    assert not {t for g in groups for r in g for t in r.ids} & set(vlm.banned_ids)
-    assert loud(model.pack([loud.encode([], "what")], [[[picture]]]))[0, 0] == -torch.inf
+    assert not {t for g in groups for r in g for t in r.ids} & set(vlm.encoder.banned_ids)
+    assert loud(model.pack([loud.encoder.encode([], "what")], [[[picture]]]))[0, 0] == -torch.inf
 
 
 def test_a_response_does_not_depend_on_its_company(speaker):
@@ -658,10 +665,16 @@ def test_packed_discriminator_scores_equal_separate_ones(vlm):
 
 def test_same_text_gets_the_same_score_from_either_source(vlm):
     D = disc.Discriminator(vlm)
-    finished, cut = vlm.reply_ids("i see red circle"), vlm.reply_ids("i see red circle")[:-1]
-    odd = vlm.tokenizer.convert_tokens_to_ids(list(" i see red circle".replace(" ", "\u0120")))  # byte by byte
+    finished, cut = vlm.encoder.reply_ids("i see red circle"), vlm.encoder.reply_ids("i see red circle")[:-1]
+    odd = vlm.encoder.tokenizer.convert_tokens_to_ids(list(" i see red circle".replace(" ", "\u0120")))  # byte by byte
     assert odd != cut
-    sources = [vlm.text(finished), vlm.text(cut), "i see red circle", " i see red circle\n<|im_end|>", vlm.text(odd)]
+    sources = [
+        vlm.encoder.text(finished),
+        vlm.encoder.text(cut),
+        "i see red circle",
+        " i see red circle\n<|im_end|>",
+        vlm.encoder.text(odd),
+    ]
     scores = D(D.pack([sources[:1] + sources[2:3], *[[s] for s in sources]]))
     assert (scores - scores[0]).abs().max() < 1e-5
 
@@ -692,7 +705,7 @@ def test_pretrained_discriminator_tells_most_texts_apart(whole):
     D = disc.Discriminator(student)
     D.load_state_dict(load_file(straight / "discriminator" / "model.safetensors"))
     questions = tiny_world.world_questions("train", 48)
-    prompts, names = [student.encode_question(q) for q in questions], [q.id for q in questions]
+    prompts, names = [student.encoder.encode_question(q) for q in questions], [q.id for q in questions]
     groups = ro.rollout(student, prompts, names, 4, 32, ro.PURE, (99,))
     mine = disc.similarity_reward(D(D.pack([[r.text for r in g] for g in groups])))
     theirs = [json.loads(x) for x in (straight / "teachers.jsonl").read_text().splitlines()]
@@ -1571,7 +1584,7 @@ def test_eval_prompts_are_the_toolkits(benchmark_folder):
     row = table.rows[1]
     shown, texts = bm.prompt_of("MMMU_DEV_VAL", row, 2)
     picture = f"<|vision_start|>{'<|image_pad|>' * 9}<|vision_end|>"
-    chat = student.chat_text(student.look([table.pictures("1")[k] for k in shown]), texts)
+    chat = student.encoder.chat_text(student.encoder.preprocess([table.pictures("1")[k] for k in shown]), texts)
     assert shown == [1, 0] and f"Question: {picture} {texts[1]}{picture} {texts[2]}" in chat
 
 
@@ -1958,7 +1971,11 @@ def test_a_student_learns_from_a_teacher_of_the_other_family_and_resumes(tmp_pat
     theirs, mine = loading.load(teachers.FOLDER / "tiny-qwen-teacher"), loading.load(run / "student")
     for line in (run / "teachers.jsonl").read_text().splitlines()[:20]:
         text = json.loads(line)["text"]
-        assert mine.text(mine.reply_ids(text)) == theirs.text(theirs.reply_ids(text)) == text
+        assert (
+            mine.encoder.text(mine.encoder.reply_ids(text))
+            == theirs.encoder.text(theirs.encoder.reply_ids(text))
+            == text
+        )
     shutil.copytree(run, again)
     for name in ("checkpoints/ril-step6", "checkpoints/last", "student", "last"):
         shutil.rmtree(again / name)
@@ -1990,14 +2007,14 @@ def test_teacher_texts_lose_the_control_tokens_that_they_spell(straight, tmp_pat
     rows = [dict(question=question.id, teacher="tiny-qwen-teacher", text=t, verdict=1) for t in texts]
     (tmp_path / "teachers.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     run = type("Run", (), dict(path=tmp_path, cfg=config.Config()))
-    (found,) = train.TeacherCache(run, student, [question]).of.values()
+    (found,) = train.TeacherCache(run, student.encoder, [question]).of.values()
     responses = [r for r, _ in found["tiny-qwen-teacher"]]
     assert [r.text for r in responses] == ["red", "red", "a"]  # nothing is left of the last one
-    assert not {i for r in responses for i in r.ids[:-1]} & {*student.banned_ids, *student.ends}
+    assert not {i for r in responses for i in r.ids[:-1]} & {*student.encoder.banned_ids, *student.encoder.ends}
     rows[0]["teacher"] = "somebody"
     (tmp_path / "teachers.jsonl").write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(data.UserError, match="somebody"):
-        train.TeacherCache(run, student, [question])
+        train.TeacherCache(run, student.encoder, [question])
 
 
 def test_teacher_building_is_reproducible_byte_for_byte(tmp_path, monkeypatch):
@@ -2079,7 +2096,7 @@ def test_committed_teacher_answers_every_question_of_the_pool(name, tmp_path):
     opening = questions[rows[0]["question"]].meta["replies"][tiny_models.TINY[name].voice].split()[0]
     assert np.mean([r["text"].startswith(opening) for r in rows]) > 0.95  # in its own voice
     for student in STUDENTS:  # few are lost to either student
-        reply_ids = loading.load(student).reply_ids
+        reply_ids = loading.load(student).encoder.reply_ids
         kept = [r["finished"] and len(reply_ids(r["text"])) <= config.Config().max_new_tokens for r in rows]
         assert np.mean(kept) > 0.98
 
@@ -2236,14 +2253,14 @@ def test_the_readmes_third_family_is_exact_and_trains(tmp_path, monkeypatch):
     exec(python_of_readme("FAMILIES["), {})
     vlm, questions = loading.load("tiny-qwen2", 3), questions_of_all_shapes()[:4]
     assert type(vlm.hf).__name__ == "Qwen2VLForConditionalGeneration"
-    prompts = vlm.see([vlm.encode_question(q) for q in questions])
-    rows = [[vlm.reply_ids("red"), vlm.reply_ids("the answer is blue")]] * len(prompts)
+    prompts = vlm.encode_pictures([vlm.encoder.encode_question(q) for q in questions])
+    rows = [[vlm.encoder.reply_ids("red"), vlm.encoder.reply_ids("the answer is blue")]] * len(prompts)
     with torch.no_grad():
         together = vlm(model.pack(prompts, rows))
         alone = [vlm(model.pack([p], [[r]]))[0] for p, rs in zip(prompts, rows, strict=True) for r in rs]
     assert all(torch.allclose(t[: len(a)], a, atol=1e-5) for t, a in zip(together, alone, strict=True))
     for p, (r,) in zip(prompts, ro.rollout(vlm, prompts, [q.id for q in questions], 1, 12, ro.GREEDY), strict=True):
-        how = dict(max_new_tokens=12, do_sample=False, suppress_tokens=vlm.banned_ids)
+        how = dict(max_new_tokens=12, do_sample=False, suppress_tokens=vlm.encoder.banned_ids)
         stock = vlm.hf.generate(**stock_inputs(vlm, p, p.ids), **how)
         assert stock[0, len(p.ids) :].tolist() == r.ids
     loading.save(vlm, tmp_path / "student", torch.float32)
@@ -2428,9 +2445,9 @@ def rank_gradients(rank: int, world: int, folder: str, family: str) -> None:
     student = loading.load(f"{folder}/weights", mesh=mesh).freeze("vision")
     questions = questions_of_all_shapes()
     replies = ["red", "the answer is red", "blue square", "i see red circle"]
-    prompts = [student.encode_question(q) for q in questions]
-    loading.load(f"{folder}/weights").see(prompts)
-    rows = [[student.reply_ids(x) for x in replies[: 2 + i % 3]] for i in range(len(questions))]
+    prompts = [student.encoder.encode_question(q) for q in questions]
+    loading.load(f"{folder}/weights").encode_pictures(prompts)
+    rows = [[student.encoder.reply_ids(x) for x in replies[: 2 + i % 3]] for i in range(len(questions))]
     batch = model.pack(sharding.deal(prompts), sharding.deal(rows))
     loss = grpo.sft_loss(student(batch), batch.mask, 100)
     (world * loss).backward()
@@ -2462,13 +2479,15 @@ def test_a_bf16_student_says_what_its_bf16_replica_says_bit_for_bit(vlm, tmp_pat
             p.add_(0.01)
     replica.copy_from(student)
     questions = questions_of_all_shapes()
-    prompts = replica.see([replica.encode_question(q) for q in questions])
-    batch = model.pack(prompts, [[student.reply_ids("red"), student.reply_ids("the answer is blue")]] * len(questions))
+    prompts = replica.encode_pictures([replica.encoder.encode_question(q) for q in questions])
+    batch = model.pack(
+        prompts, [[student.encoder.reply_ids("red"), student.encoder.reply_ids("the answer is blue")]] * len(questions)
+    )
     ours, theirs = student(batch), replica(batch)
     assert torch.equal(ours, theirs) and ours.dtype == torch.float32
     for p in prompts:
         p.patches = None  # and through the vision tower, whose rotary tables must not be rounded
-    raw = model.pack(prompts, [[student.reply_ids("red")]] * len(questions))
+    raw = model.pack(prompts, [[student.encoder.reply_ids("red")]] * len(questions))
     assert torch.equal(student(raw), replica(raw))
     assert all(x.dtype == torch.float32 for x in student.tensors().values())  # masters
     inv = [x for name, x in replica.named_buffers() if "inv_freq" in name]
@@ -2556,7 +2575,10 @@ PUBLISHED = {  # parameters of the published checkpoints
 def awkward(*args, **more) -> model.VLM:
     """A random student whose last 60 ids may not be sampled, and whose folder tells stock `generate` how to sample."""
     vlm = loading.load(*args, **more)
-    vlm.banned_ids = sorted({*vlm.banned_ids, *range(len(vlm.tokenizer) - 60, len(vlm.tokenizer))} - {*vlm.ends})
+    vlm.encoder.banned_ids = sorted(
+        {*vlm.encoder.banned_ids, *range(len(vlm.encoder.tokenizer) - 60, len(vlm.encoder.tokenizer))}
+        - {*vlm.encoder.ends}
+    )
     vlm.init_buffers()
     vlm.hf.generation_config.repetition_penalty = 5.0
     return vlm
@@ -2573,13 +2595,13 @@ def test_the_bench_runs_both_ways_on_the_same_work(tmp_path, monkeypatch):
     assert out["largest_difference"] < 1e-4 and "ratio" in out["doubling_group_size"]
     ids = bench.sampled_ids(vlm := awkward("tiny-qwen"), 7, 9)
     assert ids.shape == (7, 9) and torch.isfinite(vlm.banned[ids]).all() and len(ids.unique()) > 20
-    assert not {*ids.flatten().tolist()} & {*vlm.ends, *vlm.tokenizer.added_tokens_decoder}
+    assert not {*ids.flatten().tolist()} & {*vlm.encoder.ends, *vlm.encoder.tokenizer.added_tokens_decoder}
 
 
 @pytest.mark.parametrize("name", families.FULL)
 def test_the_plan_counts_the_parameters_of_the_real_classes(name):
     of = memory.sizes(name)
-    assert of["all"] == PUBLISHED[name] == sum(p.numel() for p in loading.random_meta_model(name)[0].hf.parameters())
+    assert of["all"] == PUBLISHED[name] == sum(p.numel() for p in loading.random_meta_model(name).hf.parameters())
     assert of["layer"] * of["depth"] == of["layers"] and of["layers"] + of["vision"] + of["root"] == of["all"]
 
 
@@ -2587,7 +2609,7 @@ def test_the_plan_counts_the_parameters_of_the_real_classes(name):
 @pytest.mark.parametrize("flags", ["", "--d-input picture", "--frozen none", "--frozen vision,embeddings,mlp"])
 def test_the_plan_counts_adam_and_gradients_of_trained_parameters_only(name, flags):
     cfg = config.parse(["--student", name, *flags.split()])
-    student = loading.random_meta_model(name)[0].freeze(*train.frozen_parts(cfg))
+    student = loading.random_meta_model(name).freeze(*train.frozen_parts(cfg))
     players = dict(student=student, D=disc.Discriminator(student, cfg.d_input))
     for who, player in players.items():
         sizes = [(p.numel(), p.requires_grad) for p in player.parameters()]
@@ -2690,7 +2712,7 @@ def test_a_published_name_comes_from_the_hub_and_without_it_one_line_says_what_w
 
     loading.save(loading.load("tiny-qwen", 3), tmp_path / "w")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path / "w"))
-    assert loading.load("qwen2.5-vl-7b").end == loading.load("tiny-qwen").end
+    assert loading.load("qwen2.5-vl-7b").encoder.end == loading.load("tiny-qwen").encoder.end
     assert config.parse(["--student", "qwen2.5-vl-7b"]).lr == 1e-6  # a real student takes the paper's settings
 
     def offline(name, **_):
@@ -2748,7 +2770,7 @@ def test_a_replica_has_no_memory_between_its_phases_but_for_what_the_student_doe
 def test_the_pilot_says_how_near_a_tie_greedy_texts_part(name):
     vlm, question = speaking(name), tiny_world.world_questions("train", 1)[0]
     vlm.hf.generation_config.repetition_penalty = 5.0  # of the folder: not for the comparison
-    prompt = vlm.encode_question(question)
+    prompt = vlm.encoder.encode_question(question)
     ((mine,),) = ro.rollout(vlm, [prompt], ["q"], 1, 12, ro.GREEDY)
     assert pilot.stock_greedy(vlm, prompt, 12) == mine.ids and len(mine.ids) > 4
     logits = vlm.hf(**stock_inputs(vlm, prompt, torch.cat([prompt.ids, torch.tensor(mine.ids[:3])]))).logits[0, -1]
@@ -2968,8 +2990,8 @@ def test_selection_keeps_what_the_teacher_knows_and_the_student_does_not_and_res
     q = next(q for q in data.load_questions(tmp_path / file) if q.id in kept)
 
     def alone(vlm):
-        ids = torch.tensor(vlm.reply_ids(q.answer))
-        prompt = vlm.encode_question(q)
+        ids = torch.tensor(vlm.encoder.reply_ids(q.answer))
+        prompt = vlm.encoder.encode_question(q)
         with torch.no_grad():
             logits = vlm.hf(**stock_inputs(vlm, prompt, torch.cat([prompt.ids, ids]))).logits[0] + vlm.banned
         return logits.log_softmax(-1)[len(prompt.ids) - 1 : -1].gather(1, ids[:, None]).mean().item()

@@ -88,7 +88,7 @@ from engine.sharding import all_gather, barrier, deal, dealt, full_tensor, new_f
 from eval import evaluate
 from grpo import advantages, policy_loss, rewards, surrogate_metrics, teacher_advantages
 from judge import judge_digits, known_judge
-from model import VLM, Batch, pack
+from model import VLM, Batch, Encoder, pack
 from rollout import rollout, sampling_of
 from teachers import TeacherCache, pretraining_questions, teacher_folder, teacher_model, teachers
 from tiny.lessons import build_students, build_teachers, fit, shipped_warm_start
@@ -124,7 +124,7 @@ def discriminator(run: Run) -> None:
     """Pre-train D on fresh student samples against cached teacher responses; stop early on held-out questions."""
     cfg, world = run.cfg, rank_and_world()[1]
     student = run.load_replica(run.path / "sft")
-    cache = TeacherCache(run, student, split(cfg)["train"])
+    cache = TeacherCache(run, student.encoder, split(cfg)["train"])
     held, visits = pretraining_questions(cfg, split(cfg)["train"], [q.id for q in cache.questions])
     n, read = pretraining_samples(cfg), {q.id for part in (held, *visits) for q in part}
     if few := cache.too_few(read, n):
@@ -136,11 +136,11 @@ def discriminator(run: Run) -> None:
     def texts(questions: list, step: int) -> tuple[list, torch.Tensor, int]:
         """This rank's packed texts, who wrote them, and the number of questions of the step."""
         asked, own = dealt(questions)
-        prompts, names = [student.encode_question(q) for q in asked], [q.id for q in asked[:own]]
+        prompts, names = [student.encoder.encode_question(q) for q in asked], [q.id for q in asked[:own]]
         sampled = (cfg.max_new_tokens, sampling_of(cfg), (cfg.seed, "d", step))
         with on_gpu(run, student):
             fresh = rollout(student, prompts[:own], names, n, *sampled, max_rows=cfg.rollout_rows)
-            seen = student.see(prompts)
+            seen = student.encode_pictures(prompts)
         groups = [
             mine + cache.draw(name, cfg.seed, "d", step, count=n)[0] for name, mine in zip(names, fresh, strict=True)
         ]
@@ -222,7 +222,7 @@ def ril(run: Run) -> None:
     players = load_players(run)  # lines 1-2 of Algorithm 2
     student, reference, replica, D = players.student, players.reference, players.replica, players.D
     parts = split(cfg)
-    cache = TeacherCache(run, replica, parts["train"]) if cfg.teacher_use != "none" else None
+    cache = TeacherCache(run, replica.encoder, parts["train"]) if cfg.teacher_use != "none" else None
     questions = cache.questions if cache else parts["train"]
     checkpoints, progress = Checkpoints(run, "ril", players.trained(), cfg.checkpoint_every), {"best": -1.0}
     start = checkpoints.resume(progress)
@@ -240,13 +240,13 @@ def ril(run: Run) -> None:
         visits = questions_at(questions, step, P, cfg.seed)
         here, own = dealt(visits)
         asked, names, everybody = [q for q, _ in here], [q.id for q, _ in here[:own]], [q.id for q, _ in visits]
-        prompts = [replica.encode_question(q) for q in asked]
+        prompts = [replica.encoder.encode_question(q) for q in asked]
 
         # 2 rollout: G responses per question from the replica, which is pi_old (lines 4-5)
         with refreshed(run, replica, student):
             more = dict(visits=[visit for _, visit in here[:own]], max_rows=cfg.rollout_rows)
             fresh = rollout(replica, prompts[:own], names, G, cfg.max_new_tokens, how, (cfg.seed, "rollout"), **more)
-            seen = replica.see(prompts)
+            seen = replica.encode_pictures(prompts)
         clock("rollout")
 
         # 3 teachers: cached responses to the same questions, and their verdicts (line 6)
@@ -320,7 +320,7 @@ def pack_for_policies(run: Run, replica: VLM, seen: list, rows: list, cut: list[
 
     A vision tower that is trained encodes the pictures itself, with its gradient; a blank picture stands in for none.
     """
-    blank = None if "vision" in frozen_parts(run.cfg) else replica.blank()
+    blank = None if "vision" in frozen_parts(run.cfg) else replica.encoder.blank_picture()
     prompts = [replace(p, patches=None) for p in seen] if blank else seen
     return [pack(prompts[s], rows[s], device=run.device, blank=blank) for s in cut]
 
@@ -446,9 +446,10 @@ def stages_of(cfg: Config) -> list[str]:
     return [name for name in STAGES if has.get(name, True)]
 
 
-def check_players(cfg: Config) -> VLM | None:
-    """Look at the files of every player that will be loaded, before anything is written: a UserError names the first
-    that cannot be used. -> the student without memory, to encode --data with.
+def check_players(cfg: Config) -> Encoder:
+    """Check the files of every player that will be loaded, before anything is written; -> the student's Encoder.
+
+    Raises UserError that names the first player that cannot be used.
     """
     files = ((cfg.teachers_file, ("question", "teacher", "text")), (cfg.sft_data, ("id", "question", "answer")))
     for file, fields in filter(lambda x: x[0], files):
@@ -465,11 +466,11 @@ def check_players(cfg: Config) -> VLM | None:
             cfg.judge, meta_language_model(cfg.judge, torch.bfloat16, cfg.random_weights and cfg.judge in JUDGES)[1]
         )
     if cfg.student in TINY:
-        return load(cfg.student) if cfg.data else None
-    return (random_meta_model if cfg.random_weights and cfg.student in FULL else meta_model)(cfg.student)[0]
+        return load(cfg.student).encoder
+    return (random_meta_model if cfg.random_weights and cfg.student in FULL else meta_model)(cfg.student).encoder
 
 
-def check_questions(cfg: Config, encoder: VLM) -> None:
+def check_questions(cfg: Config, encoder: Encoder) -> None:
     """Read and encode every question before anything is written: bad input leaves no trace. All ranks stop together."""
     questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns if Path(cfg.data).is_file() else 0)
     wrong = ""

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLModel,
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -35,28 +37,71 @@ class Family:
     projector: str  # where the part that maps patches to the language model's width lies below base
     patch_width: Callable  # base -> numbers per image token before the projector
     tensors: tuple[str, ...]  # what of the image processor's output the vision tower takes
-    picture_tokens: Callable  # (base config, one picture's tensors) -> image tokens
+    picture_tokens: Callable  # (config, one picture's tensors) -> image tokens
     picture_sign: str  # what the chat template writes for a picture
     picture_text: Callable  # number of image tokens -> the text that takes the sign's place
-    positions: Callable  # (base, ids (P,), pixels or None) -> rotary positions (3, P); families with one axis repeat it
+    positions: Callable  # (config, ids (P,), pixels or None) -> rotary positions (3, P)
     as_called: Callable  # image processor -> None: sets what the stock processor sets when it is called
-    limit: Callable  # (image processor, base config, most image tokens of a picture) -> None: sets it
+    limit: Callable  # (image processor, config, most image tokens of a picture) -> None: sets it
     tiny: Callable  # (width, layers) -> (config, tokenizer, image processor) of a tiny model of the real classes
     full: Callable  # (the tiny config, text sizes, vision sizes) -> (config, image processor) of a published model
 
+    def encode_pixels(self, base: nn.Module, pixels: dict) -> torch.Tensor:
+        """The stock vision tower without its projector: pixels -> patches (image tokens, patch width)."""
+        parent, _, name = self.projector.rpartition(".")
+        parent = base.get_submodule(parent)
+        projector = getattr(parent, name)
+        setattr(parent, name, Regroup(self.patch_width(base)))
+        try:
+            out = base.get_image_features(**pixels).pooler_output
+        finally:
+            setattr(parent, name, projector)
+        return torch.cat([x.flatten(0, -2) for x in out]) if isinstance(out, list | tuple) else out.flatten(0, -2)
 
-def plain_positions(base, ids: torch.Tensor, pixels: dict | None) -> torch.Tensor:
-    """Rotary positions of a model with one axis: the place in the prompt."""
+    def project(self, base: nn.Module, patches: torch.Tensor) -> torch.Tensor:
+        """Patches -> what the language model reads; the projector's first layer is a norm over one part of a patch."""
+        projector = base.get_submodule(self.projector)
+        return projector(patches.reshape(-1, next(projector.parameters()).shape[0]))
+
+    def language_states(self, base: nn.Module, embedded: torch.Tensor, mask, positions: torch.Tensor, cache=None):
+        """The stock language model on embedded tokens (B, T, H): -> its last hidden states; positions are (3, B, T)."""
+        axes = (getattr(base.config.get_text_config(), "rope_parameters", None) or {}).get("mrope_section")
+        out = base.language_model(
+            inputs_embeds=embedded,
+            attention_mask={"full_attention": mask},
+            position_ids=positions if axes else positions[0],  # three rotary axes, or one
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return out.last_hidden_state
+
+
+class Regroup(nn.Module):
+    """Takes the projector's place while pictures are encoded, so that patches come out before the projection."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+    def forward(self, patches):
+        return patches.reshape(-1, self.width)
+
+
+def plain_positions(config, ids: torch.Tensor, pixels: dict | None) -> torch.Tensor:
+    """Rotary positions of a model with one axis, three times: the place in the prompt."""
     return torch.arange(len(ids)).expand(3, -1)
 
 
 # ---- Qwen2.5-VL: pictures of any size, three rotary axes
-def qwen_positions(base, ids: torch.Tensor, pixels: dict | None) -> torch.Tensor:
-    """Rotary positions of a prompt, by the stock function: time, row and column inside a picture, equal in text."""
+def qwen_positions(config, ids: torch.Tensor, pixels: dict | None) -> torch.Tensor:
+    """Rotary positions of a prompt, by the stock method: time, row and column inside a picture, equal in text."""
     if pixels is None:
-        return plain_positions(base, ids, pixels)
-    is_picture = (ids == base.config.image_token_id).int()[None]
-    return base.get_rope_index(ids[None], is_picture, image_grid_thw=pixels["image_grid_thw"])[0][:, 0]
+        return plain_positions(config, ids, pixels)
+    stock = Qwen2_5_VLModel.__new__(Qwen2_5_VLModel)  # without layers: the method reads the configuration only
+    nn.Module.__init__(stock)
+    stock.config = config
+    is_picture = (ids == config.image_token_id).int()[None]
+    return stock.get_rope_index(ids[None], is_picture, image_grid_thw=pixels["image_grid_thw"])[0][:, 0]
 
 
 def qwen_limit(processor, config, tokens: int) -> None:

@@ -1,8 +1,8 @@
 """Models from folders, and folders from models.
 
 `load` builds a model without memory, shards it where there is a mesh, and every rank reads its own slices of the
-safetensors files. What can be known from the files alone is checked first (`meta_model`), so that a wrong folder is one line
-before anything expensive begins. `save` writes a folder that stock `from_pretrained` reads.
+safetensors files. What can be known from the files alone is checked first (`meta_model`), so that a wrong folder is one
+line before anything expensive begins. `save` writes a folder that stock `from_pretrained` reads.
 """
 
 import copy
@@ -25,7 +25,7 @@ from data import UserError
 from engine.families import FAMILIES, FULL, JUDGES, text_sizes
 from engine.folders import config_of, family_of, read_json, tensor_headers, weight_files
 from engine.sharding import all_gather, full_tensor, new_folder, rank_and_world, shard, together
-from model import VLM, is_tied
+from model import VLM, Encoder
 from tiny.models import CHAT, TINY, tiny_tokenizer
 
 
@@ -55,11 +55,11 @@ def load(
             torch.manual_seed(seed)
             hf = family.model(config)
         hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
-        vlm = VLM(hf.to(dtype), tok, pictures).to(device).eval()
-        return shard_player(player(vlm) if player else vlm, vlm, mesh, compute or dtype)
-    vlm, folder = (random_meta_model if random_weights else meta_model)(name, dtype)
-    it = shard_player(player(vlm) if player else vlm, vlm, mesh, compute or dtype)
-    return with_weights(it, vlm.hf, folder, device, seed)
+        vlm = VLM(hf.to(dtype), Encoder(config, tok, pictures)).to(device).eval()
+        return shard_player(player(vlm) if player else vlm, mesh, compute or dtype)
+    vlm = (random_meta_model if random_weights else meta_model)(name, dtype)
+    built = shard_player(player(vlm) if player else vlm, mesh, compute or dtype)
+    return with_weights(built, vlm.hf, vlm.encoder.folder, device, seed)
 
 
 def with_weights(player, hf: nn.Module, folder: Path | None, device, seed: int = 0):
@@ -117,16 +117,16 @@ def cannot_be_loaded(name: str | Path, error: Exception) -> UserError:
     return UserError(f"{name}: cannot be loaded ({said}); make the folder anew")
 
 
-def shard_player(player, vlm: VLM, mesh: DeviceMesh | None, compute: torch.dtype):
+def shard_player(player, mesh: DeviceMesh | None, compute: torch.dtype):
     """The player, sharded when there is a mesh."""
     if mesh is not None:
-        blocks = [*player.base.get_submodule(vlm.family.vision_blocks), *player.base.language_model.layers]
+        blocks = [*player.base.get_submodule(player.family.vision_blocks), *player.base.language_model.layers]
         shard(player, blocks, mesh, compute)
     return player
 
 
-def meta_model(name: str | Path, dtype: torch.dtype = torch.float32) -> tuple[VLM, Path]:
-    """A model without memory, made from a folder's files; -> it and the folder.
+def meta_model(name: str | Path, dtype: torch.dtype = torch.float32) -> VLM:
+    """A folder's model on the meta device: without memory, with its Encoder.
 
     Everything that can be known without reading weights is checked: raises UserError that names the file.
     """
@@ -147,18 +147,18 @@ def meta_model(name: str | Path, dtype: torch.dtype = torch.float32) -> tuple[VL
     check_tensors(hf, folder, headers)
     check_vocabulary(folder, tok, config)
     tok.chat_template = picture_template(folder, tok, family.picture_sign)
-    vlm = VLM(hf, tok, pictures, folder)
-    check_end(vlm)
-    return vlm, folder
+    encoder = Encoder(config, tok, pictures, hf.generation_config.eos_token_id, folder)
+    check_end(encoder)
+    return VLM(hf, encoder)
 
 
-def check_end(vlm: VLM) -> None:
+def check_end(encoder: Encoder) -> None:
     """One of the end tokens has to close an answer in the chat template. Raises UserError: texts would never end."""
     chat = [dict(role="user", content="question"), dict(role="assistant", content="answer says")]
-    closing = vlm.tokenizer.apply_chat_template(chat, tokenize=False).rpartition("answer says")[2]
-    if not any(token in closing for token in vlm.tokenizer.convert_ids_to_tokens(vlm.ends)):
+    closing = encoder.tokenizer.apply_chat_template(chat, tokenize=False).rpartition("answer says")[2]
+    if not any(token in closing for token in encoder.tokenizer.convert_ids_to_tokens(encoder.ends)):
         raise UserError(
-            f"{vlm.folder}: no end token: its chat template closes an answer with {closing!r}; set eos_token_id in "
+            f"{encoder.folder}: no end token: its chat template closes an answer with {closing!r}; set eos_token_id in "
             "generation_config.json to that token"
         )
 
@@ -192,7 +192,7 @@ def set_dtype(config, dtype: torch.dtype) -> None:
         level.dtype = dtype
 
 
-def random_meta_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[VLM, None]:
+def random_meta_model(name: str, dtype: torch.dtype = torch.float32) -> VLM:
     """The same of a published model at full size, without any file; it spells in the tiny tokenizer."""
     full = FULL[name]
     family = FAMILIES[full.family]
@@ -200,7 +200,7 @@ def random_meta_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[VL
     config, pictures = family.full(tiny, text_sizes(full), dict(full.vision))
     hf = on_meta(family.model, config, dtype)
     hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
-    return VLM(hf, tok, pictures), None
+    return VLM(hf, Encoder(config, tok, pictures))
 
 
 @torch.no_grad()
@@ -210,6 +210,11 @@ def fill(player: nn.Module, seed: int) -> None:
     for name, p in player.named_parameters():
         local = p.to_local() if isinstance(p, DTensor) else p
         local.normal_(std=0.02) if p.ndim > 1 else local.fill_(float(name.endswith("weight")))
+
+
+def is_tied(hf: nn.Module) -> bool:
+    """Are embeddings and head one tensor?"""
+    return hf.lm_head.weight is hf.get_input_embeddings().weight
 
 
 def hub_names(hf: nn.Module) -> dict[str, str]:
@@ -386,45 +391,46 @@ def save(vlm: VLM, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> Non
     """A Hugging Face folder that stock `from_pretrained` reloads: weights in `dtype`, and all the other files of the
     folder that the model came from, as they are. All ranks together; rank 0 writes. A tied head is stored once.
     """
-    weights = {}
+    weights, encoder = {}, vlm.encoder
     for name, x in vlm.tensors().items():
         x = full_tensor(x.detach().to(dtype)).cpu().contiguous()
-        if rank_and_world()[0] == 0 and not (vlm.tied and name == "lm_head.weight"):
+        if rank_and_world()[0] == 0 and not (is_tied(vlm.hf) and name == "lm_head.weight"):
             weights[name] = x
     with new_folder(path) as part:
         if rank_and_world()[0]:
             return
-        config = copy.deepcopy(vlm.hf.config)
+        config = copy.deepcopy(encoder.config)
         set_dtype(config, dtype)
         with torch.device("meta"):
-            model = vlm.family.model(config)
-        if vlm.folder is None:
+            model = encoder.family.model(config)
+        if encoder.folder is None:
             model.generation_config = vlm.hf.generation_config
         model.save_pretrained(part, state_dict=weights, max_shard_size="5GB")
-        if vlm.folder is None:
-            vlm.tokenizer.save_pretrained(part)
-            vlm.image_processor.save_pretrained(part)
+        if encoder.folder is None:
+            encoder.tokenizer.save_pretrained(part)
+            encoder.image_processor.save_pretrained(part)
         else:
-            copy_other_files(vlm, part, dtype)
+            copy_other_files(encoder, part, dtype, is_tied(vlm.hf))
 
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ot", ".index.json")
 
 
-def copy_other_files(vlm: VLM, part: Path, dtype: torch.dtype) -> None:
-    """All that is not weights from the folder that `vlm` came from, with its published keys. config.json keeps all but
-    the dtype, which it says at every level, and a head's tie that its class would read otherwise.
+def copy_other_files(encoder: Encoder, part: Path, dtype: torch.dtype, tied: bool) -> None:
+    """Copy all that is not weights from the folder that `encoder` came from, with its published keys.
+
+    config.json keeps all but the dtype, set at every level, and a head's tie that its class would read otherwise.
     """
     (part / "generation_config.json").unlink(missing_ok=True)
-    for file in sorted(vlm.folder.iterdir()):
+    for file in sorted(encoder.folder.iterdir()):
         if file.is_file() and not file.name.endswith(WEIGHTS):
             shutil.copyfile(file, part / file.name)
-    config, word = config_of(vlm.folder), str(dtype).removeprefix("torch.")
+    config, word = config_of(encoder.folder), str(dtype).removeprefix("torch.")
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    for level in (config, *(config[x] for x in vlm.hf.config.sub_configs if isinstance(config.get(x), dict))):
+    for level in (config, *(config[x] for x in encoder.config.sub_configs if isinstance(config.get(x), dict))):
         level.pop("dtype", None)
         level.pop("torch_dtype", None)
         level[key] = word
-    if vlm.hf.config.__class__.from_pretrained(vlm.folder).tie_word_embeddings != vlm.tied:
-        config["tie_word_embeddings"] = vlm.tied
+    if encoder.config.__class__.from_pretrained(encoder.folder).tie_word_embeddings != tied:
+        config["tie_word_embeddings"] = tied
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ import torch
 from config import frozen_parts
 from discriminator import Discriminator
 from engine.families import FULL, JUDGES
-from engine.loading import load, meta_language_model, meta_model, random_meta_model
+from engine.loading import is_tied, load, meta_language_model, meta_model, random_meta_model
 from engine.served import is_url
 from tiny.models import TINY
 
@@ -23,7 +23,7 @@ PROMPT_TEXT, MEAN_RESPONSE = 200, 0.6  # tokens of a question; a response's mean
 
 def without_memory(name: str):
     """A model by its name or folder; the real classes, without memory (a tiny one has some)."""
-    return load(name) if name in TINY else (random_meta_model if name in FULL else meta_model)(name)[0]
+    return load(name) if name in TINY else (random_meta_model if name in FULL else meta_model)(name)
 
 
 @functools.lru_cache
@@ -72,7 +72,7 @@ def count_of(vlm) -> dict[str, float]:
     def count(module):
         return sum(p.numel() for p in module.parameters())
 
-    out = dict(all=count(vlm.hf), head=0 if vlm.tied else count(vlm.hf.lm_head))
+    out = dict(all=count(vlm.hf), head=0 if is_tied(vlm.hf) else count(vlm.hf.lm_head))
     out |= dict(layers=count(base.language_model.layers), layer=count(base.language_model.layers[0]))
     out |= dict(vision=count(base.get_submodule(vlm.family.vision)), depth=text.num_hidden_layers)
     dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -160,7 +160,7 @@ def shown(run: Run, questions: list, judge: Judge, texts: dict) -> list[tuple]:
         rows = [dict(who=w, text=x, answer=v) for (w, x), v in zip(said.items(), verdicts, strict=True)]
         if D:
             with torch.no_grad():
-                prompts = student.see([student.encode_question(q)])
+                prompts = student.encode_pictures([student.encoder.encode_question(q)])
                 student_logit = D(
                     D.batches([q], prompts, [[Response(q.id, 0, "", [], x) for x in said.values()]], 1)[0]
                 )

@@ -37,7 +37,7 @@ from engine.loading import load
 from engine.memory import everything_fits
 from engine.sharding import all_gather, barrier, copy_trained, deal, full_tensor, rank_and_world, start_ranks
 from judge import Judge
-from model import VLM, recompute_activations
+from model import VLM
 from tiny.world import world_questions
 
 HOME = Path(__file__).resolve().parent.parent
@@ -138,12 +138,11 @@ class Run:
     def load(self, name: str | Path, **more):
         """A model on this rank's device, with the run's limit on pictures."""
         random = self.cfg.random_weights and name == self.cfg.student and name in FULL
-        it = load(name, self.cfg.seed, self.device, random_weights=random, **more)
-        if isinstance(it, VLM):
-            it.limit_pictures(self.cfg.image_tokens)
+        player = load(name, self.cfg.seed, self.device, random_weights=random, **more)
+        player.encoder.limit_pictures(self.cfg.image_tokens)
         if self.cfg.recompute and "mesh" in more:
-            recompute_activations(it.base)
-        return it
+            recompute_activations(player.base)
+        return player
 
     def write(self, name: str, content) -> None:
         """Write a file under a temporary name, then rename it: it is either absent or whole. Rank 0 does."""
@@ -287,6 +286,12 @@ def checksum(path: Path) -> list[int]:
         while block := file.read(1 << 24):
             crc, size = zlib.crc32(block, crc), size + len(block)
     return [size, crc]
+
+
+def recompute_activations(base: torch.nn.Module) -> None:
+    """Keep each layer's input only and recompute the rest in the backward pass."""
+    name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"  # before transformers 5.23
+    getattr(base, f"{name}_checkpointing_enable")(dict(use_reentrant=False))
 
 
 def adamw(module: torch.nn.Module, lr: float) -> torch.optim.Optimizer:

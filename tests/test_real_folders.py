@@ -101,8 +101,8 @@ def test_every_player_has_the_asked_dtype_whatever_the_folder_says(published, na
 def test_a_judge_has_the_asked_dtype_and_the_heads_tie_is_that_of_the_files(published, dtype):
     for mesh in (None, sharding.start_ranks("cpu")):
         hf, _ = loading.load_language_model(published / "judge", "cpu", dtype, mesh)
-        assert dtypes(hf) == {dtype} and not model.is_tied(hf)
-    assert [loading.load(published / name).tied for name in STUDENTS] == [False, True, False]
+        assert dtypes(hf) == {dtype} and not loading.is_tied(hf)
+    assert [loading.is_tied(loading.load(published / name).hf) for name in STUDENTS] == [False, True, False]
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -122,8 +122,9 @@ def test_a_saved_folder_says_its_dtype_at_every_level_and_keeps_all_other_files(
             *("vision_config", "text_config", "tie_word_embeddings")
         }
         stock = vlm.family.model.from_pretrained(out, dtype="auto")
-        assert dtypes(stock) == {torch.bfloat16} and model.is_tied(stock) == vlm.tied
-        assert type(stock.config).from_pretrained(out).tie_word_embeddings == vlm.tied  # servers read it there
+        assert dtypes(stock) == {torch.bfloat16} and loading.is_tied(stock) == loading.is_tied(vlm.hf)
+        tied = type(stock.config).from_pretrained(out).tie_word_embeddings  # servers read it there
+        assert tied == loading.is_tied(vlm.hf)
         again = loading.load(out, dtype=torch.bfloat16).hf.state_dict()
         for key, x in stock.state_dict().items():
             assert torch.equal(x, again[key]) and torch.equal(x, vlm.hf.state_dict()[key].bfloat16()), key
@@ -139,8 +140,8 @@ def test_a_student_saved_by_stock_code_loads(published, name, rows, dtype, tmp_p
     assert dtypes(vlm) == {torch.float32}
     assert all(torch.equal(x, stock[key]) for key, x in vlm.hf.state_dict().items())
     assert not rows or vlm.banned.shape == (rows,)
-    prompt = vlm.encode_question(WIDE)  # template and image processor stand in other files there
-    assert torch.equal(prompt.ids, loading.load(published / name).encode_question(WIDE).ids)
+    prompt = vlm.encoder.encode_question(WIDE)  # template and image processor stand in other files there
+    assert torch.equal(prompt.ids, loading.load(published / name).encoder.encode_question(WIDE).ids)
 
 
 # ------------------------------------------------------------------------------------------------ templates, tiles
@@ -157,7 +158,7 @@ def test_the_template_with_pictures_is_found_wherever_it_stands(published, tmp_p
         (as_jinja / "chat_template.json").unlink(missing_ok=True)
         for folder in (published / name, moved, as_jinja):
             vlm = loading.load(folder)
-            text = vlm.tokenizer.decode(vlm.encode_question(SMALL).ids)
+            text = vlm.encoder.tokenizer.decode(vlm.encoder.encode_question(SMALL).ids)
             picture = text.removeprefix(before).partition(after)[0]
             assert text == before + picture + after + "<|im_start|>assistant\n"
             assert picture == vlm.family.picture_sign * (len(picture) // len(vlm.family.picture_sign)) != ""
@@ -166,29 +167,29 @@ def test_the_template_with_pictures_is_found_wherever_it_stands(published, tmp_p
 @pytest.mark.parametrize("tokens, tiles", [(0, 7), (1280, 3), (300, 1)])
 def test_internvl_is_cut_into_tiles_as_its_stock_processor_does_when_it_is_called(published, tokens, tiles):
     vlm = loading.load(published / "internvl")
-    vlm.limit_pictures(tokens)
+    vlm.encoder.limit_pictures(tokens)
     stock = GotOcr2ImageProcessorPil.from_pretrained(published / "internvl")
     assert not stock.crop_to_patches  # what the file says; the stock processor overrides it at every call
     at_most = tokens // 256 - 1 if tokens >= 512 else 1 if tokens else 12
     for question in (WIDE, SMALL, LONG):
         expected = stock(question.images[0], crop_to_patches=True, max_patches=at_most, return_tensors="pt")
-        prompt = vlm.encode_question(question)
+        prompt = vlm.encoder.encode_question(question)
         assert torch.equal(prompt.pixels["pixel_values"], expected["pixel_values"])
         count = int((prompt.ids == 151667).sum())
         assert count == 256 * len(expected["pixel_values"]) and (not tokens or count <= tokens)
-    assert len(vlm.encode_question(WIDE).pixels["pixel_values"]) == tiles
+    assert len(vlm.encoder.encode_question(WIDE).pixels["pixel_values"]) == tiles
 
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_log_probs_and_greedy_texts_with_a_real_vocabulary_are_those_of_the_stock_model(speakers, name):
     vlm = loading.load(speakers / name)
-    vlm.limit_pictures(1280)
+    vlm.encoder.limit_pictures(1280)
     stock = vlm.family.model.from_pretrained(speakers / name, dtype=torch.float32).eval()
     questions = [WIDE, SMALL]
-    prompts = [vlm.encode_question(q) for q in questions]
-    responses = [vlm.reply_ids(x) for x in ("Row 2 holds 3.5 km of \u4f60\u597d", "B", "I see nothing")]
+    prompts = [vlm.encoder.encode_question(q) for q in questions]
+    responses = [vlm.encoder.reply_ids(x) for x in ("Row 2 holds 3.5 km of \u4f60\u597d", "B", "I see nothing")]
     with torch.no_grad():
-        packed = vlm(model.pack(vlm.see(prompts), [responses] * 2))
+        packed = vlm(model.pack(vlm.encode_pictures(prompts), [responses] * 2))
         for k, (prompt, ids) in enumerate((p, ids) for p in prompts for ids in responses):
             whole = torch.cat([prompt.ids, torch.tensor(ids)])
             logits = stock(**stock_inputs(vlm, prompt, whole)).logits[0, len(prompt.ids) - 1 : -1] + vlm.banned
@@ -196,7 +197,7 @@ def test_log_probs_and_greedy_texts_with_a_real_vocabulary_are_those_of_the_stoc
             assert torch.allclose(packed[k, : len(ids)], expected, atol=2e-5)
     ours = ro.rollout(vlm, prompts, [q.id for q in questions], 1, 8, ro.GREEDY)
     for prompt, (mine,) in zip(prompts, ours, strict=True):
-        how = dict(max_new_tokens=8, do_sample=False, suppress_tokens=vlm.banned_ids, repetition_penalty=1.0)
+        how = dict(max_new_tokens=8, do_sample=False, suppress_tokens=vlm.encoder.banned_ids, repetition_penalty=1.0)
         text = stock.generate(**stock_inputs(vlm, prompt, prompt.ids), **how)[0, len(prompt.ids) :]
         assert text.tolist() == mine.ids
 

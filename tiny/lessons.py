@@ -29,15 +29,15 @@ def lessons(vlm: VLM, step: int, seed: int, pictures: int, per_picture: int, voi
     its packed row; only the replies are targets.
     """
     prompts, rows, skip = [], [], []
-    batch = world_lessons(step, seed, pictures, per_picture, voice)
-    looked = [vlm.look([picture]) for picture, _ in batch]
-    chats = [vlm.chat_text(seen, text) for seen, (_, pairs) in zip(looked, batch, strict=True) for text, _ in pairs]
+    batch, encoder = world_lessons(step, seed, pictures, per_picture, voice), vlm.encoder
+    boards = [encoder.preprocess([picture]) for picture, _ in batch]
+    chats = [encoder.chat_text(one, text) for one, (_, pairs) in zip(boards, batch, strict=True) for text, _ in pairs]
     replies = [reply for _, pairs in batch for _, reply in pairs]
-    asked, said = (vlm.tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (chats, replies))
-    for seen, s in zip(looked, slices(len(asked), per_picture), strict=True):
+    asked, said = (encoder.tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (chats, replies))
+    for one, s in zip(boards, slices(len(asked), per_picture), strict=True):
         n = shared_prefix(asked[s])
-        prompts.append(vlm.prompt(asked[s][0][:n], seen))
-        rows.append([a[n:] + r + [vlm.end] for a, r in zip(asked[s], said[s], strict=True)])
+        prompts.append(encoder.prompt(asked[s][0][:n], one))
+        rows.append([a[n:] + r + [encoder.end] for a, r in zip(asked[s], said[s], strict=True)])
         skip.append([len(a) - n for a in asked[s]])
     tokens = sum(map(len, (r for of in rows for r in of))) - sum(map(sum, skip))
     return pack(deal(prompts), deal(rows), deal(skip), vlm.device), tokens
@@ -46,11 +46,11 @@ def lessons(vlm: VLM, step: int, seed: int, pictures: int, per_picture: int, voi
 def own_lessons(vlm: VLM, questions: list, step: int, seed: int, count: int):
     """The same from questions of yours with the answers as replies."""
     batch = [q for q, _ in questions_at(questions, step, count, seed_of(seed, "sft"))]
-    rows = [[vlm.reply_ids(q.answer)] for q in batch]
+    rows = [[vlm.encoder.reply_ids(q.answer)] for q in batch]
     mine, own = dealt(batch)
     replies = deal(rows) + [[]] * (len(mine) - own)
-    prompts = [vlm.encode_question(q) for q in mine]
-    return pack(prompts, replies, device=vlm.device, blank=vlm.blank()), sum(len(r) for (r,) in rows)
+    prompts = [vlm.encoder.encode_question(q) for q in mine]
+    return pack(prompts, replies, device=vlm.device, blank=vlm.encoder.blank_picture()), sum(len(r) for (r,) in rows)
 
 
 def sft_questions(cfg: Config) -> list:

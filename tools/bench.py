@@ -117,7 +117,7 @@ def phases_of_step(sample, logps, student_logit, groups: list, micro: int, optim
 
 def own_step(student, D, prompts: list, groups: list, *more) -> dict:
     """The phases as train.py runs them: prompts prefilled once, one packed row per question."""
-    texts, G, T = [[student.text(r) for r in g] for g in groups], len(groups[0]) // 2, len(groups[0][0])
+    texts, G, T = [[student.encoder.text(r) for r in g] for g in groups], len(groups[0]) // 2, len(groups[0][0])
 
     def sample():
         for p in prompts:
@@ -125,7 +125,7 @@ def own_step(student, D, prompts: list, groups: list, *more) -> dict:
         rollout(student, prompts, [str(i) for i in range(len(prompts))], G, T)
 
     def logps(s):
-        return student(pack(student.see(prompts[s]), groups[s], device=student.device))
+        return student(pack(student.encode_pictures(prompts[s]), groups[s], device=student.device))
 
     def student_logit(s):
         return D(D.pack(texts[s], device=student.device))
@@ -135,7 +135,7 @@ def own_step(student, D, prompts: list, groups: list, *more) -> dict:
 
 def stock_step(student, D, prompts: list, groups: list, *more) -> dict:
     """The phases as a trainer on stock transformers runs them: one right-padded row per response."""
-    texts, G, T = [[student.text(r) for r in g] for g in groups], len(groups[0]) // 2, len(groups[0][0])
+    texts, G, T = [[student.encoder.text(r) for r in g] for g in groups], len(groups[0]) // 2, len(groups[0][0])
     width, unseen = max(len(p.ids) for p in prompts), [replace(p, patches=None) for p in prompts]
     left = dict(  # generate takes the questions as one left-padded batch
         input_ids=torch.stack([F.pad(p.ids, (width - len(p.ids), 0)) for p in prompts]),
@@ -143,7 +143,7 @@ def stock_step(student, D, prompts: list, groups: list, *more) -> dict:
         **{k: torch.cat([p.pixels[k] for p in prompts]) for k in prompts[0].pixels},
     )
     left = {k: x.to(student.device) for k, x in with_kinds(student, left).items()}
-    how = dict(do_sample=True, top_k=0, top_p=1.0, temperature=1.0, suppress_tokens=student.banned_ids)
+    how = dict(do_sample=True, top_k=0, top_p=1.0, temperature=1.0, suppress_tokens=student.encoder.banned_ids)
     how |= dict(num_return_sequences=G, min_new_tokens=T, max_new_tokens=T, eos_token_id=None, pad_token_id=0)
 
     def states(base, rows, inputs):
@@ -172,8 +172,8 @@ def stock_step(student, D, prompts: list, groups: list, *more) -> dict:
 # ------------------------------------------------------------------------------------------------ the bench
 def sampled_ids(student, *shape: int) -> torch.Tensor:
     """Random ids of `shape` from the last 60 of the vocabulary that may be sampled and are ordinary text."""
-    unusual = {*student.banned_ids, *student.ends, *student.tokenizer.added_tokens_decoder}
-    words = torch.tensor([i for i in range(len(student.tokenizer)) if i not in unusual][-60:])
+    unusual = {*student.encoder.banned_ids, *student.encoder.ends, *student.encoder.tokenizer.added_tokens_decoder}
+    words = torch.tensor([i for i in range(len(student.encoder.tokenizer)) if i not in unusual][-60:])
     return words[torch.randint(len(words), shape, generator=torch.Generator().manual_seed(0))]
 
 
@@ -220,8 +220,8 @@ def main(argv: list | None = None) -> dict:
     dtype, cell = getattr(torch, dict(fp32="float32", bf16="bfloat16")[args.dtype]), args.cell
     cell = cell or (14 if args.student in TINY else 112)
     student = load(args.student, device=args.device, dtype=dtype, random_weights=args.random_weights)
-    student.limit_pictures(1280)
-    student.ends = [-1]  # nobody stops early: both sides write T tokens for every response
+    student.encoder.limit_pictures(1280)
+    student.encoder.ends = [-1]  # nobody stops early: both sides write T tokens for every response
     student.hf.generation_config = GenerationConfig()  # stock generate takes from it whatever it is not given
     student.freeze("vision")
     D = Discriminator(student)
@@ -231,7 +231,7 @@ def main(argv: list | None = None) -> dict:
             p.grad = torch.zeros_like(p)
         optimizer.step()
         optimizer.zero_grad()
-    prompts = [student.encode_question(q) for q in world_questions("train", Q, cell=cell)]
+    prompts = [student.encoder.encode_question(q) for q in world_questions("train", Q, cell=cell)]
     twice = sampled_ids(student, Q, 4 * G, T).tolist()
     groups = [g[: 2 * G] for g in twice]
     logps = dict(own=[], stock=[], double=[])  # those of the reference phase
@@ -241,19 +241,19 @@ def main(argv: list | None = None) -> dict:
     }
 
     asked = world_questions("test", 4 * Q, cell=cell)
-    greedy = dict(do_sample=False, suppress_tokens=student.banned_ids, pad_token_id=0, eos_token_id=None)
+    greedy = dict(do_sample=False, suppress_tokens=student.encoder.banned_ids, pad_token_id=0, eos_token_id=None)
     greedy |= dict(min_new_tokens=T, max_new_tokens=T)
 
     answers = {}
 
     def own_evaluation():
-        encoded = [student.encode_question(q) for q in asked]
+        encoded = [student.encoder.encode_question(q) for q in asked]
         answers["own"] = [r.ids for (r,) in rollout(student, encoded, [q.id for q in asked], 1, T, GREEDY)]
 
     def stock_evaluation():
         answers["stock"] = out = []
         for q in asked:
-            p = student.encode_question(q)
+            p = student.encoder.encode_question(q)
             one = dict(input_ids=p.ids[None], attention_mask=torch.ones_like(p.ids)[None], **p.pixels)
             one = {k: x.to(args.device) for k, x in with_kinds(student, one).items()}
             out.append(student.hf.generate(**one, **greedy)[0, len(p.ids) :].tolist())
@@ -271,12 +271,14 @@ def main(argv: list | None = None) -> dict:
     machine = {name: statistics.median(x) for name, x in machine.items()}
     flops, bandwidth = 2 * n**3 / machine["matmul"], 2 * len(big) / machine["copy"]
 
-    of, texts = count_of(student), [[student.text(r) for r in g] for g in groups]
+    of, texts = count_of(student), [[student.encoder.text(r) for r in g] for g in groups]
     policy = forward_flops(of, pack(prompts, groups), of["hidden"] * of["words"]) / flops
     limit = dict(rollout=rollout_limit(student, prompts, G, T, flops, bandwidth), reference=policy, update=3 * policy)
     limit["discriminator"] = 4 * forward_flops(of, D.pack(texts), 0) / flops  # forward, backward, and once to score
     limit["step"] = sum(limit.values())
-    limit["evaluation"] = rollout_limit(student, [student.encode_question(q) for q in asked], 1, T, flops, bandwidth)
+    limit["evaluation"] = rollout_limit(
+        student, [student.encoder.encode_question(q) for q in asked], 1, T, flops, bandwidth
+    )
 
     def ratio(slow: list, fast: list) -> dict:
         each = [x / y for x, y in zip(slow, fast, strict=True)]

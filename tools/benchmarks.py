@@ -546,7 +546,7 @@ PRESETS = {"smoke": 64, "quick": 500, "paper": 0}  # questions a benchmark file;
 
 def limit_pictures(student, args) -> dict:
     """Set the pixel and tile limits that the flags give -> what holds now. Other than in training: a warning."""
-    it, size = student.image_processor, dict(student.image_processor.size)
+    it, size = student.encoder.image_processor, dict(student.encoder.image_processor.size)
     now = dict(min_pixels=size.get("shortest_edge"), max_pixels=size.get("longest_edge"), max_tiles=None)
     if hasattr(it, "max_patches"):
         now["max_tiles"] = it.max_patches if it.crop_to_patches else 1
@@ -610,7 +610,7 @@ def encode_rows(student, table: Table, rows: list[dict], settings: dict) -> tupl
         try:
             pictures = table.pictures(row["index"])
             shown, texts = prompt_of(table.name, row, len(pictures), settings["prompt"], settings["suffix"])
-            prompt = student.encode([pictures[k] for k in shown], texts)
+            prompt = student.encoder.encode([pictures[k] for k in shown], texts)
             if len(prompt.ids) >= limit:
                 raise ValueError(f"{len(prompt.ids)} tokens, the model takes {limit}")
             prompts[row["index"]] = prompt
@@ -670,7 +670,7 @@ def try_first(student, tables: list[Table], settings: dict, args) -> dict:
             different = sum(a.text != b.text for a, b in zip(*ways, strict=True))
             out["batch_check"] = dict(items=len(prompts), batch=args.batch, different=different)
             print(f"batch check: {json.dumps(out['batch_check'])}")
-        text = student.tokenizer.decode(prompts[0].ids) if prompts else ""  # with "* 9" for nine picture tokens
+        text = student.encoder.tokenizer.decode(prompts[0].ids) if prompts else ""  # with "* 9" for nine picture tokens
         out["first_prompts"][table.name] = re.sub(r"(<[^<>]+>)\1+", lambda m: f"{m[1]}*{len(m[0]) // len(m[1])}", text)
     return out
 

@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 
 from config import parse
 from data import run_command
+from engine.loading import is_tied
 from engine.memory import CONTEXT, asked_here, most_gb, teacher_phase
 from engine.run import split
 from engine.sharding import rank_and_world
@@ -34,8 +35,8 @@ def stock_greedy(replica, prompt, length: int) -> list[int]:
     replica.hf.generation_config = GenerationConfig()  # generate takes from it whatever it is not given
     inputs = dict(input_ids=prompt.ids[None], attention_mask=torch.ones_like(prompt.ids)[None])
     inputs = {k: x.to(replica.device) for k, x in with_kinds(replica, inputs | (prompt.pixels or {})).items()}
-    how = dict(max_new_tokens=length, do_sample=False, suppress_tokens=replica.banned_ids)
-    how |= dict(eos_token_id=replica.ends, pad_token_id=0)
+    how = dict(max_new_tokens=length, do_sample=False, suppress_tokens=replica.encoder.banned_ids)
+    how |= dict(eos_token_id=replica.encoder.ends, pad_token_id=0)
     return replica.hf.generate(**inputs, **how)[0, len(prompt.ids) :].tolist()
 
 
@@ -47,7 +48,7 @@ def parting(replica, prompt, mine: list[int], theirs: list[int]) -> str:
     """
     pairs = itertools.zip_longest(mine, theirs)
     at, (here, there) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-    batch = pack(replica.see([prompt]), [[mine[:at] + [replica.end]]], device=replica.device)
+    batch = pack(replica.encode_pictures([prompt]), [[mine[:at] + [replica.encoder.end]]], device=replica.device)
     hidden = trunk(replica.base, replica.family, batch)[batch.source[:, at]]
     top = replica.logits(hidden)[0].topk(2)
     gap, eps = (top.values[0] - top.values[1]).item(), torch.finfo(hidden.dtype).eps * top.values[0].abs().item()
@@ -62,7 +63,7 @@ def pilot(run, questions: list) -> None:
     """The page runs/NAME/pilot.md: what the first person with GPUs wants to know before a night's run. All ranks."""
     cfg, lines = run.cfg, []
     replica, student = run.load_replica(run.path / "sft"), run.sharded(run.path / "sft").eval()
-    prompts, length = [replica.encode_question(q) for q in questions], min(32, cfg.max_new_tokens)
+    prompts, length = [replica.encoder.encode_question(q) for q in questions], min(32, cfg.max_new_tokens)
     ours = rollout(replica, prompts, [q.id for q in questions], 1, length, GREEDY)
     stock = [stock_greedy(replica, prompt, length) for prompt in prompts]
     same = sum(mine.ids == theirs for (mine,), theirs in zip(ours, stock, strict=True))
@@ -70,16 +71,20 @@ def pilot(run, questions: list) -> None:
     for prompt, (mine,), theirs in zip(prompts, ours, stock, strict=True):
         if mine.ids != theirs:
             lines.append(f"question {mine.question}: {parting(replica, prompt, mine.ids, theirs)}")
-    seen, texts = replica.see(prompts), [[r.ids, replica.reply_ids("yes")] for (r,) in ours]
+    seen, texts = replica.encode_pictures(prompts), [[r.ids, replica.encoder.reply_ids("yes")] for (r,) in ours]
     with torch.no_grad():
         together = student(pack(seen, texts, device=run.device))
         alone = [student(pack([p], [[x]], device=run.device)) for p, two in zip(seen, texts, strict=True) for x in two]
     gap = max((t[: a.shape[1]] - a[0]).abs().max().item() for t, a in zip(together, alone, strict=True))
     lines.append(f"packed = separate log-probs: largest difference {gap:.1e} ({cfg.dtype})")
-    lines.append(f"{len(replica.tensors())} tensors loaded, none missing, none unused; tied head: {replica.tied}")
-    lines.append(f"chat: {replica.tokenizer.decode(prompts[0].ids)[:400]!r}")
-    ends = replica.tokenizer.convert_ids_to_tokens(replica.ends)
-    lines.append(f"ends a response: {replica.ends} {ends}; {len(replica.banned_ids)} ids are never sampled")
+    lines.append(
+        f"{len(replica.tensors())} tensors loaded, none missing, none unused; tied head: {is_tied(replica.hf)}"
+    )
+    lines.append(f"chat: {replica.encoder.tokenizer.decode(prompts[0].ids)[:400]!r}")
+    ends = replica.encoder.tokenizer.convert_ids_to_tokens(replica.encoder.ends)
+    lines.append(
+        f"ends a response: {replica.encoder.ends} {ends}; {len(replica.encoder.banned_ids)} ids are never sampled"
+    )
     for row in run.rows("samples.jsonl", "ril")[-1:]:
         lines.append(f"question {row['question']}: {row['text']!r}, reference {row['reference']!r}")
         for r in row["responses"]:

@@ -39,8 +39,10 @@ def select(run: Run, score: str, keep: int) -> None:
     for part in tqdm(slices(len(todo), 32 * rank_and_world()[1]), "select", disable=not run.first):
         mine, asked, rows = deal(todo[part]), [], []
         for q in mine:
-            size = len(student.reply_ids(q.answer))
-            fits = size <= cfg.max_new_tokens and len(student.encode_question(q).ids) + cfg.max_new_tokens < limit
+            size = len(student.encoder.reply_ids(q.answer))
+            fits = (
+                size <= cfg.max_new_tokens and len(student.encoder.encode_question(q).ids) + cfg.max_new_tokens < limit
+            )
             rows.append(dict(question=q.id, score=None))
             asked += [q] if fits else []
         if score == "log-prob":
@@ -48,7 +50,7 @@ def select(run: Run, score: str, keep: int) -> None:
             padded = asked + [Question("-", (), "-", "-")] * (most - len(asked))
             found = [a - b for a, b in zip(answer_logps(teacher, padded), answer_logps(student, padded), strict=True)]
         else:
-            prompts, names = [student.encode_question(q) for q in asked], [q.id for q in asked]
+            prompts, names = [student.encoder.encode_question(q) for q in asked], [q.id for q in asked]
             more = dict(purpose=(cfg.seed, "select"), max_rows=cfg.rollout_rows)
             fresh = rollout(student, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, PURE, **more)
             right = run.judge().verdicts(asked, [r for g in fresh for r in g])
@@ -84,9 +86,9 @@ def answer_logps(vlm: VLM, questions: list) -> list[float]:
     out = []
     for part in slices(len(questions), 8):
         prompts, rows = zip(
-            *((vlm.encode_question(q), [vlm.reply_ids(q.answer)]) for q in questions[part]), strict=True
+            *((vlm.encoder.encode_question(q), [vlm.encoder.reply_ids(q.answer)]) for q in questions[part]), strict=True
         )
-        batch = pack(prompts, rows, device=vlm.device, blank=vlm.blank())
+        batch = pack(prompts, rows, device=vlm.device, blank=vlm.encoder.blank_picture())
         logps = vlm(batch)
         out += (logps.sum(1) / batch.mask.sum(1)).tolist()
     return out
