@@ -3,12 +3,10 @@
 A question is a text, the pictures it is about, and the answer that a judge compares with. It comes from
 
     your JSONL file   {"id": "q1", "image": "pictures/1.png", "question": "How many cups?", "answer": "3"}, one a line
-    the tiny world    3 x 3 pictures of coloured shapes, drawn here; two-hop questions make look-then-answer useful
+    the tiny world    3 x 3 pictures of coloured shapes, drawn in tiny/world.py
 
 Left out on purpose: video, audio, downloading. This file knows no torch: pictures are PIL images, the rest is plain
 Python.
-
-    python data.py            # prints some questions of the tiny world with three ways of answering them
 """
 
 import argparse
@@ -45,7 +43,7 @@ class Flags(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Called by argparse on a wrong flag."""
-        raise UserError(f"{message}; see python {self.prog} --help")
+        raise UserError(f"{message}; see --help")
 
 
 def run_command(main) -> None:

@@ -192,7 +192,7 @@ def read_verdicts(path: Path) -> dict[str, int | None]:
 
 
 def known_judge(name: str) -> None:
-    """Raises UserError for a judge that is neither the rule nor a URL, a name in model.JUDGES or a folder."""
+    """Raises UserError for a judge that is neither the rule nor a URL, a name in JUDGES or a folder."""
     from engine.families import JUDGES
 
     if name not in ("rule", *JUDGES) and not is_url(name) and not (Path(name) / "config.json").is_file():
@@ -218,7 +218,7 @@ def judge_digits(name: str, tok) -> list[int]:
 class Judge:
     """verdicts(questions, responses) -> 0/1 each. Every response names its question; the pairs are made here, by id.
 
-    name: "rule", a URL, a name in model.JUDGES or a folder (bf16 on a GPU, else fp32; sharded over `mesh`; `random`:
+    name: "rule", a URL, a name in JUDGES or a folder (bf16 on a GPU, else fp32; sharded over `mesh`; `random`:
     random weights at a named model's size). Raises UserError for anything else. cache: a file for the verdicts of
     language models: the same text is asked about once, in this run and after a resume.
 

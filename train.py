@@ -3,7 +3,7 @@
     python train.py                                   # the whole loop on the tiny world, a CPU, three minutes
     python train.py --run mine --data mine.jsonl      # your own questions
     python train.py --run long --steps 120 --seed 3   # longer, another seed; the run lies in runs/long
-    torchrun --nproc_per_node 8 train.py --student qwen2.5-vl-7b      # real scale: --plan and --pilot first
+    torchrun --nproc_per_node 8 train.py --student qwen2.5-vl-7b      # real scale: tools.plan and tools.pilot first
     python train.py --help                            # every setting, with the paper's value beside it
 
 Stages, in order; each leaves an artefact in runs/NAME and is skipped when the artefact is there:

@@ -1,7 +1,7 @@
 """A run: its folder, its questions and players, its log, its checkpoints; the same for one process and for many.
 
 Rank 0 writes and speaks; everything is written to a temporary name and renamed, logs are appended. What a stage does
-stands in train.py; this file holds what every stage needs.
+stands in train.py; here is what every stage needs.
 """
 
 import contextlib

@@ -3,6 +3,8 @@
 python -m tools.calibrate results/judge_cases.jsonl --judge rule
 """
 
+import os
+
 from data import Flags, Question, UserError, read_jsonl, run_command
 from eval import device_here, wilson
 from judge import Judge
@@ -54,4 +56,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # read when torch is imported, which happens above on demand (train.py says why)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
     run_command(main)

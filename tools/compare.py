@@ -49,7 +49,7 @@ def load_run(folder: Path) -> tuple[dict, dict]:
         same["data"] = {f: x["md5"] for r in out["benchmarks"].values() for f, x in r["files"].items()}
         return same, {(r["benchmark"], r["unit"]): r for r in read_lines(folder / "items.jsonl")[0]}
     if not (folder / "answers.jsonl").is_file():
-        raise UserError(f"{folder}: neither results.json with items.jsonl (eval.py --benchmarks) nor answers.jsonl")
+        raise UserError(f"{folder}: neither results.json with items.jsonl (tools.benchmarks) nor answers.jsonl")
     settings = json.loads((folder / "config.json").read_text())["settings"]
     rows = [r for r in read_lines(folder / "answers.jsonl")[0] if r["who"] == "after"]
     units = {("questions", r["question"]): dict(score=r["greedy"], cluster=r["question"], weight=1) for r in rows}

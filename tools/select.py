@@ -1,20 +1,24 @@
 """The paper's curation of the question pool: which of your questions are worth training on.
 
 python -m tools.select --data pool.jsonl --keep 40000 --student qwen2.5-vl-7b --teachers qwen2.5-vl-72b
+# and any other flag of train.py
 """
 
-import argparse
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+
+if __name__ == "__main__":  # read when torch is imported (train.py says why)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from config import parse, teacher_names
-from data import Question, UserError, run_command, slices
+from data import Flags, Question, UserError, run_command, slices
 from engine.run import Run, kept_rows, questions_in
 from engine.sharding import all_gather, deal, gather_dealt, rank_and_world
 from model import VLM, pack
@@ -97,9 +101,9 @@ def answer_logps(vlm: VLM, questions: list) -> list[float]:
 def main(argv: list[str] | None = None) -> None:
     """The command line: --keep, --score, and the flags of train.py."""
     argv = sys.argv[1:] if argv is None else argv
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--keep", type=int, default=0)
-    own.add_argument("--score", default="log-prob", choices=("log-prob", "pass-rate"))
+    own = Flags(__doc__)
+    own.add_argument("--keep", type=int, default=0, help="questions kept [all]")
+    own.add_argument("--score", default="log-prob", choices=("log-prob", "pass-rate"), help="see `select` [log-prob]")
     args, rest = own.parse_known_args(argv)
     cfg = parse(rest, teachers=args.score == "log-prob")
     if not cfg.data:
