@@ -12,12 +12,12 @@ test: .venv/ready
 
 students: .venv/ready  # trains the shipped warm starts from nothing (20 minutes, one core)
 	for seed in 0 1 2 3 4; do \
-	  $(RUN) train.py --stage build-students --no-resume --run build-$$seed --seed $$seed --threads 1 || exit 1; done
-	$(RUN) train.py --stage build-students --no-resume --run build-internvl --student tiny-internvl --threads 1
+	  $(RUN) -m tools.build student --no-resume --run build-$$seed --seed $$seed --threads 1 || exit 1; done
+	$(RUN) -m tools.build student --no-resume --run build-internvl --student tiny-internvl --threads 1
 
 teachers: .venv/ready  # trains both tiny teachers and rebuilds their committed responses from nothing (12 minutes, one core)
-	$(RUN) train.py --stage build-teachers --no-resume --run build-a --sft-steps 1000 --threads 1
-	$(RUN) train.py --stage build-teachers --no-resume --run build-b --sft-steps 1600 --threads 1 --teachers tiny-internvl-teacher
+	$(RUN) -m tools.build teacher --no-resume --run build-a --sft-steps 1000 --threads 1
+	$(RUN) -m tools.build teacher --no-resume --run build-b --sft-steps 1600 --threads 1 --teachers tiny-internvl-teacher
 
 bench: .venv/ready
 	$(RUN) -m tools.bench

@@ -75,9 +75,6 @@ D_ALARM = 0.6  # a held-out accuracy of D below this is a warning
 STAGES = ("sft", "teachers", "discriminator", "ril", "export", "evaluate")
 
 
-BUILDS = ("build-students", "build-teachers")  # make what is shipped anew: make students, make teachers
-
-
 TEACHER_USE = ("gradient", "baseline", "positive", "denominator-1", "luffy", "discriminator", "none")
 
 
@@ -102,7 +99,7 @@ class Config:
     """Every setting of a run. Each field is a flag: group_size is --group-size; booleans have --no-... too."""
 
     run: str = setting("demo", "the run's folder is runs/NAME")
-    stage: str = setting("all", "run one stage only", choices=("all", *STAGES, *BUILDS))
+    stage: str = setting("all", "run one stage only", choices=("all", *STAGES))
     preset: str = setting(
         "auto",
         "tiny: the defaults; paper: the paper's values, ours where it is silent; auto: by the student's size",
@@ -247,7 +244,7 @@ def parse(argv: list[str], teachers: bool = True) -> Config:
         raise UserError(f"--random-weights is for published names: {', '.join([*FULL, *JUDGES])}; others have weights")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine shows no GPU to torch; take --device cpu")
-    if not cfg.resume and cfg.stage not in ("all", *BUILDS):
+    if not cfg.resume and cfg.stage != "all":
         raise UserError(f"--no-resume deletes the run and begins anew: it does not go with --stage {cfg.stage}")
     asked = cfg.teacher_use != "none" and teachers
     if cfg.preset == "paper" and cfg.data and asked and "teachers" not in named:

@@ -35,6 +35,11 @@ class UserError(Exception):
     """
 
 
+def one_line(error: Exception, line: int = 0) -> str:
+    """One line of what an error of a library says, in at most 120 characters."""
+    return (str(error).strip() or repr(error)).splitlines()[line][:120]
+
+
 class Flags(argparse.ArgumentParser):
     """A command line whose mistakes are one line: no abbreviations, no usage block."""
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from data import slices
 from engine.loading import copy_slice
+from engine.players import load_sharded
 from model import VLM, Batch, Prompt, head_product, pack, shared_prefix, trunk
 
 SYSTEM = "a response in <response> tags was written by a teacher or by a student."
@@ -147,7 +148,7 @@ def discriminator_scores(D: Discriminator, batches: list[Batch]) -> torch.Tensor
 
 def make_discriminator(run, trained: bool = True) -> Discriminator:
     """D around the warm-started student's backbone, sharded; with its pre-trained weights when there are some."""
-    D = run.sharded(run.path / "sft", player=lambda vlm: Discriminator(vlm, run.cfg.d_input))
+    D = load_sharded(run, run.path / "sft", player=lambda vlm: Discriminator(vlm, run.cfg.d_input))
     if trained:
         with safe_open(run.path / "discriminator" / "model.safetensors", "pt") as file, torch.no_grad():
             for name, x in D.state_dict().items():

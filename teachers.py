@@ -21,7 +21,8 @@ from data import UserError, questions_at, read_jsonl, seed_of, slices
 from engine.families import FULL
 from engine.folders import family_of
 from engine.loading import find_folder
-from engine.run import HOME, Run, compute_dtype, kept_rows, split
+from engine.players import compute_dtype, judge_of, load_sharded
+from engine.run import HOME, Run, kept_rows, split
 from engine.served import Server, ask_teacher_server
 from engine.sharding import all_gather, barrier, deal, dealt, gather_dealt, rank_and_world, together
 from judge import Judge
@@ -72,13 +73,13 @@ def teacher_folder(name: str) -> Path:
         if folder.is_dir():
             family_of(folder)
             return folder
-    known = ", ".join(sorted(p.name for p in FOLDER.glob("*/"))) or "none built yet: --stage build-teachers"
+    known = ", ".join(sorted(p.name for p in FOLDER.glob("*/"))) or "none built yet: make teachers"
     raise UserError(f"--teachers {name}: neither a folder with config.json nor a tiny teacher ({known})")
 
 
 def teacher_model(name: str, run: Run) -> VLM:
     """A teacher, sharded over all ranks; where a GPU can hold all of it, its weights stay gathered once they were."""
-    vlm = run.sharded(teacher_folder(name), dtype=compute_dtype(run.cfg)).requires_grad_(False)
+    vlm = load_sharded(run, teacher_folder(name), dtype=compute_dtype(run.cfg)).requires_grad_(False)
     if run.device != "cpu":
         whole = sum(p.numel() * p.element_size() for p in vlm.parameters())
         if whole * (1 + 1 / run.mesh.size(-1)) < 0.6 * torch.cuda.get_device_properties(run.device).total_memory:
@@ -190,9 +191,9 @@ def teachers(run: Run) -> None:
             mine = responses_in(cache, name, samples) if committed else []
             missing = [q for q in questions if q.id not in {r.question for r in mine}]
             got += mine + (ask_teacher(name, url, missing, run, samples) if missing else [])
-    run.write("teachers.jsonl", as_lines(got, judged(run.judge(weak=True), questions, got)))
+    run.write("teachers.jsonl", as_lines(got, judged(judge_of(run, weak=True), questions, got)))
     barrier()
-    right = np.mean(judged(run.judge(), questions, got) or [0.0])
+    right = np.mean(judged(judge_of(run), questions, got) or [0.0])
     print(f"  {len(got)} responses of {', '.join(teacher_names(cfg))} to {len(questions)} questions, {right:.1%} right")
 
 

@@ -38,7 +38,7 @@ import transformers
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from config import BUILDS, D_ALARM, STAGES, Config, frozen_parts, is_real, parse, pretraining_samples
+from config import D_ALARM, STAGES, Config, frozen_parts, is_real, parse, pretraining_samples
 from data import UserError, questions_at, read_jsonl, run_command, slices
 from discriminator import (
     Discriminator,
@@ -50,6 +50,20 @@ from discriminator import (
 )
 from engine.families import FULL, JUDGES
 from engine.loading import find_folder, load, meta_language_model, meta_model, random_meta_model, save
+from engine.memory import everything_fits
+from engine.players import (
+    adamw,
+    compute_dtype,
+    hold_memory,
+    judge_of,
+    load_replica,
+    load_sharded,
+    move,
+    on_gpu,
+    refreshed,
+    total,
+    update,
+)
 from engine.report import (
     Clock,
     discriminator_metrics,
@@ -67,22 +81,7 @@ from engine.report import (
     token_metrics,
     write_samples,
 )
-from engine.run import (
-    Checkpoints,
-    Run,
-    adamw,
-    compute_dtype,
-    device_of,
-    hold_memory,
-    move,
-    on_gpu,
-    peak_memory_mb,
-    questions_in,
-    refreshed,
-    split,
-    total,
-    update,
-)
+from engine.run import Checkpoints, Run, device_of, peak_memory_mb, questions_in, split
 from engine.served import Server, is_url
 from engine.sharding import all_gather, barrier, deal, dealt, full_tensor, new_folder, rank_and_world, start_ranks
 from eval import evaluate
@@ -91,7 +90,7 @@ from judge import judge_digits, known_judge
 from model import VLM, Batch, Encoder, pack
 from rollout import rollout, sampling_of
 from teachers import TeacherCache, pretraining_questions, teacher_folder, teacher_model, teachers
-from tiny.lessons import build_students, build_teachers, fit, shipped_warm_start
+from tiny.lessons import fit, shipped_warm_start
 from tiny.models import TINY
 from tiny.world import look
 
@@ -100,16 +99,16 @@ def sft(run: Run) -> None:
     """The student's warm start: pi_init and pi_ref."""
     name, target, shipped = run.cfg.student, run.path / "sft", shipped_warm_start(run.cfg)
     if shipped:
-        print(f"  a shipped warm start: results/students/{shipped.name}; --stage build-students trains it anew")
+        print(f"  a shipped warm start: results/students/{shipped.name}; tools.build trains it anew")
         with new_folder(target) as part:
             if run.first:
                 shutil.copytree(shipped, part, ignore=lambda *_: ["warm_start.json"], dirs_exist_ok=True)
     elif name in TINY or run.cfg.sft_data:
-        vlm = run.sharded(name)
-        fit(run, vlm, "sft", run.cfg.sft_steps)
+        vlm = load_sharded(run, name)
+        fit(run, vlm, run.cfg.sft_steps)
         save(vlm, target, torch.float32)
     elif run.cfg.random_weights and name in FULL:
-        save(run.sharded(name), target)
+        save(load_sharded(run, name), target)
     else:
         print("  a trained student already: it is pi_init and pi_ref as it is")
         folder = find_folder(name).resolve()
@@ -123,7 +122,7 @@ def sft(run: Run) -> None:
 def discriminator(run: Run) -> None:
     """Pre-train D on fresh student samples against cached teacher responses; stop early on held-out questions."""
     cfg, world = run.cfg, rank_and_world()[1]
-    student = run.load_replica(run.path / "sft")
+    student = load_replica(run, run.path / "sft")
     cache = TeacherCache(run, student.encoder, split(cfg)["train"])
     held, visits = pretraining_questions(cfg, split(cfg)["train"], [q.id for q in cache.questions])
     n, read = pretraining_samples(cfg), {q.id for part in (held, *visits) for q in part}
@@ -199,10 +198,10 @@ class Players:
 def load_players(run: Run) -> Players:
     """All players start at the warm-started student; D has been pre-trained."""
     cfg, start = run.cfg, run.path / "sft"
-    student = run.sharded(start).freeze(*frozen_parts(cfg))
-    reference = run.sharded(start, dtype=compute_dtype(cfg)).requires_grad_(False)
+    student = load_sharded(run, start).freeze(*frozen_parts(cfg))
+    reference = load_sharded(run, start, dtype=compute_dtype(cfg)).requires_grad_(False)
     move(run, "cpu", reference)
-    replica = run.load_replica(start)
+    replica = load_replica(run, start)
     hold_memory(run, replica, student, False)
     players = Players(student, reference, replica, adamw(student, cfg.lr))
     if cfg.discriminator != "none":
@@ -218,7 +217,7 @@ def ril(run: Run) -> None:
 
     Every rank has its share of the questions from 2 to 8; what is logged is of all.
     """
-    cfg, judge, how, world = run.cfg, run.judge(weak=True), sampling_of(run.cfg), rank_and_world()[1]
+    cfg, judge, how, world = run.cfg, judge_of(run, weak=True), sampling_of(run.cfg), rank_and_world()[1]
     players = load_players(run)  # lines 1-2 of Algorithm 2
     student, reference, replica, D = players.student, players.reference, players.replica, players.D
     parts = split(cfg)
@@ -357,7 +356,7 @@ def validate(run: Run, replica: VLM, student: VLM, valid: list, step: int, progr
     """Accuracy on the validation questions; the best student so far (by sampled accuracy) is kept for export."""
     cfg = run.cfg
     with refreshed(run, replica, student):
-        found = evaluate(replica, valid, run.judge(), cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
+        found = evaluate(replica, valid, judge_of(run), cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
     score = found.get("sampled", found["greedy"])
     row = dict(valid_greedy=found["greedy"], valid_sampled=score)
     run.log("metrics.jsonl", stage="ril", step=step - 1, **row)  # belongs to the state behind that step
@@ -394,7 +393,7 @@ def evaluate_run(run: Run) -> None:
     """Held-out questions before and after, the teachers beside them; writes samples.md, curves.png, then
     summary.json.
     """
-    cfg, judge = run.cfg, run.judge()
+    cfg, judge = run.cfg, judge_of(run)
     prefix = f"{cfg.ask_prefix} " if cfg.ask_prefix else ""
     test = [replace(q, text=prefix + q.text) for q in split(cfg)["test"]]
     players = {"before": run.path / "sft", "after": run.path / "student", "last": run.path / "last"}
@@ -407,7 +406,7 @@ def evaluate_run(run: Run) -> None:
     summary, texts, answers = {"run": cfg.run, "algo": cfg.algo, "test_questions": len(test)}, {}, []
     how = (cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
     for who in tqdm(players, "evaluation", delay=2, disable=not run.first):
-        asked = teacher_model(players[who], run) if who.startswith("teacher") else run.load_replica(players[who])
+        asked = teacher_model(players[who], run) if who.startswith("teacher") else load_replica(run, players[who])
         found = evaluate(asked, test, judge, *how)
         del asked
         gc.collect()  # a sharded model lies in a circle of references
@@ -455,7 +454,7 @@ def check_players(cfg: Config) -> Encoder:
     for file, fields in filter(lambda x: x[0], files):
         read_jsonl(file, fields)
     cached = (Path("runs") / cfg.run / "teachers.jsonl").exists()
-    for name in cfg.teachers.split(",") if cfg.teacher_use != "none" and cfg.stage != "build-teachers" else ():
+    for name in cfg.teachers.split(",") if cfg.teacher_use != "none" else ():
         if "=" in name:
             Server(name.partition("=")[2])  # or one line that says what is wrong with the address
         elif name != "reference" and not (cached and name in FULL) and not cfg.teachers_file:
@@ -554,10 +553,9 @@ def run_all(cfg: Config, argv: list[str]) -> Run:
             raise UserError(f"--stage {cfg.stage} needs {missing}; run --stage {earlier} first")
     if is_url(cfg.judge) and rank_and_world()[0] == 0:
         Server(cfg.judge).name_model()  # a dead judge is named now, before anything is written
+    if cfg.offload == "auto":
+        cfg.offload = "none" if device_of(cfg) == "cpu" or everything_fits(cfg) else "phase"
     run = Run(cfg, argv)
-    if cfg.stage in BUILDS:
-        {"build-students": build_students, "build-teachers": build_teachers}[cfg.stage](run)
-        return run
     for name in stages_of(cfg):
         if cfg.stage in ("all", name):
             run_stage(run, name)

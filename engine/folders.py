@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from data import UserError
+from data import UserError, one_line
 from engine.families import FAMILIES, FULL, Family
 from tiny.models import TINY
 
@@ -16,7 +16,7 @@ def read_json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({str(error)[:100]}); make the folder anew") from None
+        raise UserError(f"{path}: cannot be read as JSON ({one_line(error)}); make the folder anew") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds no JSON object; make the folder anew")
     return found
@@ -81,7 +81,7 @@ def tensor_headers(folder: Path) -> dict[str, tuple[Path, str, tuple]]:
                     there = tensors.get_slice(name)
                     found[name] = (file, there.get_dtype(), tuple(there.get_shape()))
         except Exception as error:  # safetensors has an error of its own, a direct child of Exception
-            raise UserError(f"{file}: damaged ({str(error)[:120]}); copy it anew") from None
+            raise UserError(f"{file}: damaged ({one_line(error)}); copy it anew") from None
     return found
 
 

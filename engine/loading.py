@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 
-from data import UserError
-from engine.families import FAMILIES, FULL, JUDGES, text_sizes
+from data import UserError, one_line
+from engine.families import FAMILIES, FULL, JUDGES, published_config
 from engine.folders import config_of, family_of, read_json, tensor_headers, weight_files
 from engine.sharding import all_gather, full_tensor, new_folder, rank_and_world, shard, together
 from model import VLM, Encoder
@@ -84,8 +84,8 @@ def meta_language_model(name: str, dtype: torch.dtype, random_weights: bool = Fa
     `random_weights` at a published model's size without files, spelling in the tiny tokenizer. Raises UserError.
     """
     if random_weights:
-        config = AutoConfig.for_model(JUDGES[name].family, **text_sizes(JUDGES[name]))
-        return on_meta(AutoModelForCausalLM.from_config, config, dtype), tiny_tokenizer(CHAT, ""), None
+        hf = on_meta(AutoModelForCausalLM.from_config, published_config(name), dtype)
+        return hf, tiny_tokenizer(CHAT, ""), None
     folder = find_folder(name)
     config_of(folder)
     headers = tensor_headers(folder)
@@ -113,8 +113,7 @@ def cannot_be_loaded(name: str | Path, error: Exception) -> UserError:
     """Whatever stock code says of a torn or missing file, as one line."""
     if isinstance(error, UserError):
         return error
-    said = (str(error).strip() or repr(error)).splitlines()[0][:160]
-    return UserError(f"{name}: cannot be loaded ({said}); make the folder anew")
+    return UserError(f"{name}: cannot be loaded ({one_line(error)}); make the folder anew")
 
 
 def shard_player(player, mesh: DeviceMesh | None, compute: torch.dtype):
@@ -193,14 +192,16 @@ def set_dtype(config, dtype: torch.dtype) -> None:
 
 
 def random_meta_model(name: str, dtype: torch.dtype = torch.float32) -> VLM:
-    """The same of a published model at full size, without any file; it spells in the tiny tokenizer."""
-    full = FULL[name]
-    family = FAMILIES[full.family]
+    """The same of a published model at full size, without its files; it spells in the tiny tokenizer."""
+    config = published_config(name)
+    family = FAMILIES[config.model_type]
     tiny, tok, _ = family.tiny(96, 1)
-    config, pictures = family.full(tiny, text_sizes(full), dict(full.vision))
+    for token in ("image_token_id", "video_token_id", "vision_start_token_id"):
+        if hasattr(tiny, token):
+            setattr(config, token, getattr(tiny, token))
     hf = on_meta(family.model, config, dtype)
     hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
-    return VLM(hf, Encoder(config, tok, pictures))
+    return VLM(hf, Encoder(config, tok, family.image_processor(**family.published_pictures)))
 
 
 @torch.no_grad()
@@ -226,16 +227,13 @@ def hub_names(hf: nn.Module) -> dict[str, str]:
 
 
 TOKENIZERS: dict[str, object] = {}  # by the contents of their files
+TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens_map", "chat_template")  # .*
 
 
 def tokenizer_of(folder: Path):
     """The folder's tokenizer. Folders with the same files share one: a real one takes three seconds to read."""
-    names = (
-        "tokenizer.json tokenizer_config.json vocab.json merges.txt added_tokens.json special_tokens_map.json".split()
-    )
-    names += "special_tokens_map.json tokenizer.model chat_template.jinja chat_template.json".split()
-    parts = [(folder / name).read_bytes() if (folder / name).is_file() else b"-" for name in names]
-    key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    files = [file for file in sorted(folder.iterdir()) if file.name.startswith(TOKENIZER_FILES)]
+    key = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
     if key not in TOKENIZERS:
         TOKENIZERS[key] = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return TOKENIZERS[key]
@@ -303,7 +301,7 @@ def fault_of_template(tok, template: str, sign: str = "") -> str:
         try:
             text = tok.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=True)
         except Exception as error:
-            return f"fails ({(str(error).strip() or repr(error)).splitlines()[0][:100]})"
+            return f"fails ({one_line(error)})"
         if "user says" not in text or (len(chat) > 1) != ("system says" in text):
             return "drops a message"
         if sign and text.count(sign) != isinstance(chat[-1]["content"], list):
@@ -324,7 +322,7 @@ def read_weights(targets: dict[str, torch.Tensor], hf: nn.Module, folder: Path) 
                     if name in of:
                         copy_slice(of[name], tensors.get_slice(name))
         except Exception as error:
-            raise UserError(f"{file}: cannot be read ({str(error)[:120]}); copy it anew") from None
+            raise UserError(f"{file}: cannot be read ({one_line(error)}); copy it anew") from None
 
 
 def copy_slice(target: torch.Tensor, there) -> None:
@@ -345,16 +343,12 @@ def find_folder(name: str | Path) -> Path:
     Of each node the first process looks and downloads while the others wait, however long. A download that was
     interrupted goes on. All ranks together.
     """
-    if str(name) not in (*FULL, *JUDGES):
+    if str(name) not in FULL | JUDGES:
         return Path(name)
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if first:
-        wrong = "".join(filter(None, all_gather(together(lambda: download(name)))))
-    else:
-        wrong = "".join(filter(None, all_gather(together(lambda: ""))))
-    if wrong:
+    for wrong in filter(None, all_gather(together(lambda: download(name) if first else ""))):
         raise UserError(wrong)
-    return cached_folder(FULL[name].hub if name in FULL else JUDGES[name].hub)
+    return cached_folder((FULL | JUDGES)[name])
 
 
 def cached_folder(hub: str) -> Path | None:
@@ -373,16 +367,15 @@ def download(name: str) -> str:
     """Bring a published model into the hub's cache unless it is there; -> what went wrong, "" for nothing."""
     from huggingface_hub import snapshot_download
 
-    hub = (FULL | JUDGES)[name].hub
+    hub = (FULL | JUDGES)[name]
     if cached_folder(hub):
         return ""
     try:
         snapshot_download(hub, ignore_patterns=["*.bin", "*.pth", "original/*"])
     except Exception as error:
-        short = (str(error).strip() or repr(error)).splitlines()[0][:100]
         return (
-            f"{name}: the weights of {hub} are neither whole in the hub cache nor to be had ({short}); download them, "
-            "or try --student tiny-qwen, or --random-weights for a look at speed and memory"
+            f"{name}: the weights of {hub} are neither whole in the hub cache nor to be had ({one_line(error)}); "
+            "download them, or try --student tiny-qwen, or --random-weights for a look at speed and memory"
         )
     return "" if cached_folder(hub) else f"{name}: the download of {hub} lacks weights; remove it and try again"
 

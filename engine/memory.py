@@ -1,4 +1,4 @@
-"""What a phase of a step needs in memory: asked by --offload auto, by the plan and by the pilot."""
+"""What a phase of a step needs in memory: asked by --offload auto, by tools.plan and by tools.pilot."""
 
 import functools
 import os
@@ -12,13 +12,8 @@ from engine.loading import is_tied, load, meta_language_model, meta_model, rando
 from engine.served import is_url
 from tiny.models import TINY
 
-KERNELS, LAUNCH = 37, 15e-6  # kernels of a decoder layer at one decoded token; seconds until an eager one is launched
-
-
 CONTEXT = 3e9  # bytes for the CUDA context, NCCL and fragmentation
-
-
-PROMPT_TEXT, MEAN_RESPONSE = 200, 0.6  # tokens of a question; a response's mean length as a share of the longest
+PROMPT_TEXT = 200  # tokens of a question
 
 
 def without_memory(name: str):
@@ -121,20 +116,6 @@ def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
     return {name: (stays + x) / 1e9 for name, x in out.items()} | {"host": host / 1e9}
 
 
-def teacher_phase(cfg, name: str) -> tuple[float, bool]:
-    """GB per GPU for a teacher that is asked in process, and whether its weights stay gathered (teachers.py)."""
-    t, rows = sizes(name), (cfg.image_tokens or 256) + PROMPT_TEXT + cfg.max_new_tokens
-    stays = 2 * t["all"] * (1 + 1 / shards(cfg.gpus)) < 0.6e9 * cfg.gpu_memory
-    weights = 2 * t["all"] / shards(cfg.gpus) + (2 * t["all"] if stays else 4 * t["layer"] + 2 * t["root"])
-    return (3e9 + weights + cfg.rollout_rows * rows * t["kv"]) / 1e9, stays
-
-
-def asked_here(cfg) -> list[str]:
-    """The teachers that are loaded: neither served nor from a file."""
-    names = [] if cfg.teachers_file or cfg.teacher_use == "none" else cfg.teachers.split(",")
-    return [n for n in names if n != "reference" and "=" not in n]
-
-
 def everything_fits(cfg) -> bool:
     """Does --offload none fit on this machine's GPUs?"""
     memory = torch.cuda.get_device_properties(0).total_memory / 1e9
@@ -144,11 +125,3 @@ def everything_fits(cfg) -> bool:
 def most_gb(cfg, gpus: int, offload: str) -> float:
     """GB per GPU in the largest phase of a step."""
     return max(gb for name, gb in phases(cfg, gpus, offload).items() if name != "host")
-
-
-def fitting(cfg) -> str:
-    """The --offload with which everything fits on --gpus of --gpu-memory, none before phase; "" where nothing does."""
-    teaching = [teacher_phase(cfg, name)[0] for name in asked_here(cfg)]
-    return next(
-        (x for x in ("none", "phase") if max([most_gb(cfg, cfg.gpus, x), *teaching]) < 0.93 * cfg.gpu_memory), ""
-    )

@@ -9,6 +9,7 @@ import torch
 
 from data import write
 from discriminator import discriminator_accuracy, make_discriminator, similarity_reward
+from engine.players import load_replica
 from engine.run import Run
 from engine.sharding import all_gather, gather_dealt
 from eval import auc
@@ -148,23 +149,18 @@ def rounded(found: dict) -> dict:
     return [rounded(x) for x in found] if isinstance(found, list | tuple) else round(found, 4)
 
 
+@torch.no_grad()
 def shown(run: Run, questions: list, judge: Judge, texts: dict) -> list[tuple]:
     """[(question, [{who, text, similarity, answer}])] for samples.md; similarity is the pre-trained discriminator's."""
-    D, student = None, run.load_replica(run.path / "sft")
-    if run.cfg.discriminator != "none":
-        D = make_discriminator(run)
-    out = []
+    D = make_discriminator(run) if run.cfg.discriminator != "none" else None
+    student, out = load_replica(run, run.path / "sft"), []
     for q in questions:
-        said = {who: texts[who][q.id] for who in texts if who != "last"}
-        verdicts = judge.verdicts([q], [Response(q.id, 0, who, [], text) for who, text in said.items()])
-        rows = [dict(who=w, text=x, answer=v) for (w, x), v in zip(said.items(), verdicts, strict=True)]
+        said = [Response(q.id, 0, who, [], texts[who][q.id]) for who in texts if who != "last"]
+        verdicts = judge.verdicts([q], said)
+        rows = [dict(who=r.source, text=r.text, answer=v) for r, v in zip(said, verdicts, strict=True)]
         if D:
-            with torch.no_grad():
-                prompts = student.encode_pictures([student.encoder.encode_question(q)])
-                student_logit = D(
-                    D.batches([q], prompts, [[Response(q.id, 0, "", [], x) for x in said.values()]], 1)[0]
-                )
-            for row, reward in zip(rows, similarity_reward(student_logit).tolist(), strict=True):
+            (batch,) = D.batches([q], student.encode_pictures([student.encoder.encode_question(q)]), [said], 1)
+            for row, reward in zip(rows, similarity_reward(D(batch)).tolist(), strict=True):
                 row["similarity"] = int(reward)
         out.append((q, rows))
     return out

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from data import UserError
+from data import UserError, one_line
 
 
 # ------------------------------------------------------------------------------------------------ ranks
@@ -46,7 +46,7 @@ def start_ranks(device: str) -> DeviceMesh:
         except (dist.DistError, RuntimeError, ValueError) as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise UserError(
-                f"the processes cannot meet at {where} ({str(error).splitlines()[0][:120]}); if the port is in use, "
+                f"the processes cannot meet at {where} ({one_line(error)}); if the port is in use, "
                 "give torchrun another --master_port, or --standalone"
             ) from None
         atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())

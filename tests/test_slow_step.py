@@ -31,7 +31,7 @@ import config
 import data
 import engine.families as families
 import engine.loading as loading
-import engine.run as running
+import engine.players as players
 import engine.sharding as sharding
 import tiny.world as tiny_world
 import train
@@ -250,7 +250,7 @@ def double(monkeypatch):
     defaults = [torch.float64 if x is torch.float32 else x for x in loading.load.__defaults__]
     monkeypatch.setattr(loading.load, "__defaults__", tuple(defaults))
     monkeypatch.setattr(sharding, "MixedPrecisionPolicy", lambda *_, **more: MixedPrecisionPolicy(**more))
-    for module in (train, running):
+    for module in (train, players):
         monkeypatch.setattr(module, "compute_dtype", lambda _: torch.float64)
     torch.set_default_dtype(torch.float64)
     yield

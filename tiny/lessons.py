@@ -1,4 +1,4 @@
-"""Warm starts: supervised fine-tuning on the tiny world's lessons or on --sft-data; building what is shipped."""
+"""Warm starts: supervised fine-tuning on the tiny world's lessons or on --sft-data."""
 
 import dataclasses
 import json
@@ -9,14 +9,11 @@ from tqdm import tqdm
 
 from config import Config
 from data import UserError, load_questions, questions_at, seed_of, slices
-from engine.loading import load, save
-from engine.report import rounded
-from engine.run import HOME, Checkpoints, Run, adamw, split, total, update
+from engine.players import adamw, total, update
+from engine.run import HOME, Checkpoints, Run, split
 from engine.sharding import deal, dealt, rank_and_world
-from eval import evaluate
 from grpo import sft_loss
 from model import VLM, pack, shared_prefix
-from teachers import FOLDER, as_lines, ask_teacher
 from tiny.models import TINY
 from tiny.world import world_lessons
 
@@ -67,10 +64,8 @@ def sft_questions(cfg: Config) -> list:
     return kept
 
 
-def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
-    """Supervised fine-tuning: `steps` on the tiny world with everything trained (a tiny model starts from random
-    weights), or --sft-epochs over --sft-data.
-    """
+def fit(run: Run, vlm: VLM, steps: int, voice: str = "") -> None:
+    """Supervised fine-tuning: `steps` on the tiny world with everything trained, or --sft-epochs over --sft-data."""
     cfg, own = run.cfg, sft_questions(run.cfg)
     if own:
         steps = math.ceil(cfg.sft_epochs * len(own) / cfg.sft_pictures)
@@ -79,11 +74,9 @@ def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
     warmup = min(cfg.sft_warmup, max(1, steps // 2))
     vlm.freeze(*(() if cfg.student in TINY or voice else ("vision",))).train()
     optimizer = adamw(vlm, cfg.sft_lr)
-    checkpoints = Checkpoints(run, stage, {"student": (vlm, optimizer)}, 10 * cfg.checkpoint_every)
-    progress: dict = {}
-    start = checkpoints.resume(progress)
-    quiet = not run.first
-    for step in (bar := tqdm(range(start, steps), stage, steps, initial=start, mininterval=2, disable=quiet)):
+    checkpoints = Checkpoints(run, "sft", {"student": (vlm, optimizer)}, 10 * cfg.checkpoint_every)
+    start = checkpoints.resume({})
+    for step in (bar := tqdm(range(start, steps), "sft", steps, initial=start, mininterval=2, disable=not run.first)):
         for group in optimizer.param_groups:
             falling = cfg.sft_lr + (cfg.sft_lr_end - cfg.sft_lr) * step / steps
             group["lr"] = falling * min(1, (step + 1) / warmup)
@@ -94,11 +87,11 @@ def fit(run: Run, vlm: VLM, stage: str, steps: int, voice: str = "") -> None:
         loss = sft_loss(vlm(batch), batch.mask, tokens)
         (rank_and_world()[1] * loss).backward()  # FSDP takes the mean over ranks
         loss_sum = total(loss.item())
-        norm = update(optimizer, cfg.clip, loss_sum, run, stage, step, [])
+        norm = update(optimizer, cfg.clip, loss_sum, run, "sft", step, [])
         if step % 50 == 49 or step == steps - 1:
-            run.log("metrics.jsonl", stage=stage, step=step, loss=loss_sum, gradient_norm=norm)
+            run.log("metrics.jsonl", stage="sft", step=step, loss=loss_sum, gradient_norm=norm)
             bar.set_postfix_str(f"loss {loss_sum:.3f}")
-        checkpoints.save(step + 1, progress)
+        checkpoints.save(step + 1, {})
     checkpoints.finish()
     vlm.eval()
 
@@ -116,44 +109,3 @@ def shipped_warm_start(cfg: Config) -> Path | None:
     file = folder / "warm_start.json"
     made = json.loads(file.read_text())["settings"] if file.is_file() else None
     return folder if made == warm_start_settings(cfg) else None
-
-
-# ------------------------------------------------------------------------------------------------ what is shipped
-def build_students(run: Run) -> None:
-    """Train the tiny student's warm start from nothing and write its bf16 folder under results/students."""
-    cfg, folder = run.cfg, STUDENTS / f"{run.cfg.student}-seed{run.cfg.seed}"
-    can = [n for n, tiny in TINY.items() if not tiny.voice]
-    if cfg.student not in can:
-        raise UserError(f"--student {cfg.student}: only a tiny student can be built: {', '.join(can)}")
-    vlm = run.sharded(cfg.student)
-    fit(run, vlm, "sft", cfg.sft_steps)
-    save(vlm, folder)
-    how = (cfg.max_new_tokens, cfg.eval_draws, cfg.seed)
-    found = evaluate(load(folder), split(cfg)["valid"], run.judge(), *how)
-    valid = rounded({name: found[name] for name in ("questions", "greedy", "sampled") if name in found})
-    if run.first:
-        part = folder / "warm_start.json.part"
-        part.write_text(json.dumps(dict(settings=warm_start_settings(cfg), validation=valid), indent=1) + "\n")
-        part.replace(folder / "warm_start.json")
-    print(f"  {folder.name}: validation accuracy {valid}")
-
-
-def build_teachers(run: Run) -> None:
-    """Train the tiny teacher from nothing and write its folder and response cache under results/teachers."""
-    cfg, name = run.cfg, run.cfg.teachers
-    can = [n for n, tiny in TINY.items() if tiny.voice]
-    if name not in can:
-        raise UserError(f"--teachers {name}: only a tiny teacher can be built: {', '.join(can)}")
-    vlm = run.sharded(name)
-    fit(run, vlm, "build-teachers", cfg.sft_steps, TINY[name].voice)
-    save(vlm, FOLDER / name)
-    if run.first:
-        for old in run.path.glob("teachers-*.part.jsonl"):
-            old.unlink()
-    responses = ask_teacher(name, "", split(cfg)["train"], run)
-    if run.first:
-        part = FOLDER / name / "responses.jsonl.part"
-        part.write_text(as_lines(responses))
-        part.replace(FOLDER / name / "responses.jsonl")
-    result = evaluate(load(FOLDER / name), split(cfg)["valid"], run.judge(), cfg.max_new_tokens, cfg.eval_draws)
-    print(f"  {name}: validation accuracy {result['greedy']:.3f} greedy, {result['sampled']:.3f} sampled")

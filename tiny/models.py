@@ -52,9 +52,7 @@ def tiny_text(tok, width: int, layers: int, **rope) -> dict:
 
 
 def tiny_qwen(width: int, layers: int) -> tuple:
-    """0.5 M (width 96) or 0.8 M (width 128) parameters; 7-pixel patches, so a cell of the tiny world is one image
-    token.
-    """
+    """0.5 M (width 96) or 0.8 M (width 128) parameters; 7-pixel patches: a cell of a board is one image token."""
     special = [*CHAT, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tok = tiny_tokenizer(special, "<|vision_start|><|image_pad|><|vision_end|>")
     head = width // 4
@@ -77,8 +75,9 @@ def tiny_qwen(width: int, layers: int) -> tuple:
 
 # ---- InternVL: pictures become one tile or several of one fixed size
 def tiny_internvl(width: int, layers: int) -> tuple:
-    """The same sizes as the tiny Qwen: 42 x 42 tiles of 7-pixel patches, nine image tokens a tile. Its tokenizer cuts
-    words into pieces of five characters, so that text, not tokens, has to cross between the families.
+    """The same sizes as the tiny Qwen: 42 x 42 tiles of 7-pixel patches, nine image tokens a tile.
+
+    Its tokenizer cuts words into pieces of five characters, so that text, not tokens, crosses between the families.
     """
     tok = tiny_tokenizer([*CHAT, "<img>", "</img>", "<IMG_CONTEXT>"], "<IMG_CONTEXT>", cut=5)
     vision = dict(num_hidden_layers=2, hidden_size=64, intermediate_size=128, num_attention_heads=4)

@@ -11,24 +11,12 @@ import numpy as np
 
 from data import Question, seed_of
 
-# ------------------------------------------------------------------------------------------------ the tiny world
 COLORS = {"red": (220, 50, 47), "green": (60, 170, 70), "blue": (50, 90, 220), "yellow": (235, 200, 40)}
-
-
 SHAPES = {"circle": "circles", "square": "squares", "triangle": "triangles"}
-
-
 PLACES = [f"{row} {column}" for row in ("top", "center", "bottom") for column in ("left", "middle", "right")]
-
-
 STEPS = {"right": (0, 1), "left": (0, -1), "above": (-1, 0), "below": (1, 0)}  # (row, column); "X is right of Y"
-
-
 CELL = 14  # pixels: 7-pixel patches merged 2 x 2 make one image token per cell, nine for a picture
-
-
 KINDS = ("count", "read", "hop-color", "hop-shape")
-
 
 WORDS = sorted(  # every word that the world (and the templates below) can say
     set(
@@ -97,8 +85,7 @@ def located(things: list[Thing]) -> str:
 
 
 def ask(scene: list[Thing], rng: random.Random, kind: str | None = None) -> dict:
-    """One question about a board: {kind, text, answer, replies: {terse, a, b}}; `a` and `b` look first, each in its
-    voice.
+    """One question about a board: {kind, text, answer, replies: {terse, a, b}}; `a` and `b` are voices that look first.
 
     hop-color and hop-shape take two steps (find the anchor, then its neighbour): where no such pair is on the board,
     the question becomes `read`, on an empty board `count`.
@@ -142,8 +129,7 @@ def ask(scene: list[Thing], rng: random.Random, kind: str | None = None) -> dict
 
 
 def look(question: Question, response: str) -> bool | None:
-    """Did the response look at the picture before it answered, and right? None: it did not look (or is not of this
-    world).
+    """Did the response look at the picture before it answered, and rightly? None: it did not look.
 
     A look is right when it says what a perfect look says, in either voice; counted things may come in any order.
     """

@@ -19,13 +19,14 @@ from transformers import GenerationConfig
 from config import parse
 from data import run_command
 from engine.loading import is_tied
-from engine.memory import CONTEXT, asked_here, most_gb, teacher_phase
+from engine.memory import CONTEXT, most_gb
+from engine.players import load_replica, load_sharded
 from engine.run import split
 from engine.sharding import rank_and_world
 from model import pack, trunk
 from rollout import GREEDY, rollout
 from tools.bench import with_kinds
-from tools.plan import step_seconds
+from tools.plan import asked_here, step_seconds, teacher_phase
 from train import run_all
 
 
@@ -62,7 +63,7 @@ def parting(replica, prompt, mine: list[int], theirs: list[int]) -> str:
 def pilot(run, questions: list) -> None:
     """The page runs/NAME/pilot.md: what the first person with GPUs wants to know before a night's run. All ranks."""
     cfg, lines = run.cfg, []
-    replica, student = run.load_replica(run.path / "sft"), run.sharded(run.path / "sft").eval()
+    replica, student = load_replica(run, run.path / "sft"), load_sharded(run, run.path / "sft").eval()
     prompts, length = [replica.encoder.encode_question(q) for q in questions], min(32, cfg.max_new_tokens)
     ours = rollout(replica, prompts, [q.id for q in questions], 1, length, GREEDY)
     stock = [stock_greedy(replica, prompt, length) for prompt in prompts]

@@ -9,32 +9,48 @@ import math
 from config import frozen_parts, parse, pretraining_samples
 from data import Flags, read_jsonl, run_command
 from engine.memory import (
-    KERNELS,
-    LAUNCH,
-    MEAN_RESPONSE,
     PROMPT_TEXT,
-    asked_here,
     checkpoint_bytes,
-    fitting,
     judge_parameters,
+    most_gb,
     phases,
     shards,
     sizes,
-    teacher_phase,
     training_state,
 )
 
-# ------------------------------------------------------------------------------------------------ the plan
-# What the plan assumes of a GPU; every number is an estimate that tools.pilot replaces by a measured one.
-TFLOPS, BANDWIDTH = 400e12, 2.0e12  # matrix products; bytes/s of its own memory
-
-
+# What the plan assumes; every number is an estimate that tools.pilot replaces by a measured one.
+TFLOPS, BANDWIDTH = 400e12, 2.0e12  # of a GPU: matrix products; bytes/s of its own memory
 GATHER, HOST = 0.3e12, 0.02e12  # bytes/s from the other GPUs, and from or to the host's pageable memory
-
-
+KERNELS, LAUNCH = 37, 15e-6  # kernels of a decoder layer at one decoded token; seconds until an eager one is launched
+MEAN_RESPONSE = 0.6  # a response's mean length as a share of the longest
 TEACHER_TOKENS = 5000.0  # tokens a second of a served teacher
 
 
+# ------------------------------------------------------------------------------------------------ what fits
+def teacher_phase(cfg, name: str) -> tuple[float, bool]:
+    """GB per GPU for a teacher that is asked in process, and whether its weights stay gathered (teachers.py)."""
+    t, rows = sizes(name), (cfg.image_tokens or 256) + PROMPT_TEXT + cfg.max_new_tokens
+    stays = 2 * t["all"] * (1 + 1 / shards(cfg.gpus)) < 0.6e9 * cfg.gpu_memory
+    weights = 2 * t["all"] / shards(cfg.gpus) + (2 * t["all"] if stays else 4 * t["layer"] + 2 * t["root"])
+    return (3e9 + weights + cfg.rollout_rows * rows * t["kv"]) / 1e9, stays
+
+
+def asked_here(cfg) -> list[str]:
+    """The teachers that are loaded: neither served nor from a file."""
+    names = [] if cfg.teachers_file or cfg.teacher_use == "none" else cfg.teachers.split(",")
+    return [n for n in names if n != "reference" and "=" not in n]
+
+
+def fitting(cfg) -> str:
+    """The --offload with which everything fits on --gpus of --gpu-memory, none before phase; "" where nothing does."""
+    teaching = [teacher_phase(cfg, name)[0] for name in asked_here(cfg)]
+    return next(
+        (x for x in ("none", "phase") if max([most_gb(cfg, cfg.gpus, x), *teaching]) < 0.93 * cfg.gpu_memory), ""
+    )
+
+
+# ------------------------------------------------------------------------------------------------ how long it takes
 def answering(cfg, name: str, rows: float, gathered: bool = True) -> float:
     """Seconds for one GPU to sample `rows` responses from a model; not `gathered`: layers come from other GPUs.
 

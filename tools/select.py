@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from config import parse, teacher_names
 from data import Flags, Question, UserError, run_command, slices
+from engine.players import judge_of, load_replica
 from engine.run import Run, kept_rows, questions_in
 from engine.sharding import all_gather, deal, gather_dealt, rank_and_world
 from model import VLM, pack
@@ -36,7 +37,7 @@ def select(run: Run, score: str, keep: int) -> None:
     cfg, file = run.cfg, run.path / "scores.jsonl"
     questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns)
     scores = {r["question"]: r["score"] for r in kept_rows(run, file)}
-    student = run.load_replica(cfg.student)
+    student = load_replica(run, cfg.student)
     teacher = teacher_model(teacher_names(cfg)[0], run) if score == "log-prob" else None
     limit = student.hf.config.get_text_config().max_position_embeddings
     todo = [q for q in questions if q.id not in scores]
@@ -57,7 +58,7 @@ def select(run: Run, score: str, keep: int) -> None:
             prompts, names = [student.encoder.encode_question(q) for q in asked], [q.id for q in asked]
             more = dict(purpose=(cfg.seed, "select"), max_rows=cfg.rollout_rows)
             fresh = rollout(student, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, PURE, **more)
-            right = run.judge().verdicts(asked, [r for g in fresh for r in g])
+            right = judge_of(run).verdicts(asked, [r for g in fresh for r in g])
             found = [float(np.mean(right[s])) for s in slices(len(right), cfg.teacher_samples)]
         of = {q.id: x for q, x in zip(asked, found, strict=False)}
         rows = gather_dealt([row | dict(score=of.get(row["question"])) for row in rows])

@@ -1,0 +1,135 @@
+"""The players of a run: loaded as its settings say, updated, and moved to and from the GPU (--offload)."""
+
+import contextlib
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import UserError
+from engine.families import FULL, JUDGES
+from engine.loading import load
+from engine.run import Run
+from engine.sharding import all_gather, copy_trained, full_tensor
+from judge import Judge
+from model import VLM
+
+
+def compute_dtype(cfg) -> torch.dtype:
+    """What forward and backward passes compute in."""
+    return torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
+
+
+# ------------------------------------------------------------------------------------------------ loading
+def load_sharded(run: Run, name: str | Path, **more):
+    """A model to train: fp32 shards over all ranks, computing in --dtype."""
+    player = load_player(run, name, mesh=run.mesh, compute=compute_dtype(run.cfg), **more)
+    if run.cfg.recompute:
+        recompute_activations(player.base)
+    return player
+
+
+def load_replica(run: Run, name: str | Path):
+    """A model to sample from: whole on every rank, in --dtype."""
+    return load_player(run, name, dtype=compute_dtype(run.cfg))
+
+
+def load_player(run: Run, name: str | Path, **more):
+    """A model on this rank's device, with the run's limit on pictures."""
+    random = run.cfg.random_weights and name == run.cfg.student and name in FULL
+    player = load(name, run.cfg.seed, run.device, random_weights=random, **more)
+    player.encoder.limit_pictures(run.cfg.image_tokens)
+    return player
+
+
+def judge_of(run: Run, weak: bool = False) -> Judge:
+    """The judge, loaded once. `weak`: as --judged and --judge-wrong make it for the loop; not for evaluation."""
+    cfg = run.cfg
+    if run.known_judge is None:
+        more = dict(cache=run.path / "verdicts.jsonl", random=cfg.random_weights and cfg.judge in JUDGES)
+        run.known_judge = Judge(cfg.judge, device=run.device, mesh=run.mesh, **more)
+        run.known_judge.away = cfg.offload == "phase"
+    judge = copy.copy(run.known_judge)
+    if weak:
+        judge.judged, judge.wrong = cfg.judged, cfg.judge_wrong
+    return judge
+
+
+def recompute_activations(base: torch.nn.Module) -> None:
+    """Keep each layer's input only and recompute the rest in the backward pass."""
+    name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"  # before transformers 5.23
+    getattr(base, f"{name}_checkpointing_enable")(dict(use_reentrant=False))
+
+
+# ------------------------------------------------------------------------------------------------ updates
+def adamw(module: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
+    """AdamW over what is trained, without weight decay."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+
+
+def update(
+    optimizer: torch.optim.Optimizer, clip: float, loss: float, run: Run, stage: str, step: int, ids: list
+) -> float:
+    """One optimiser step on the gathered gradients; -> gradient norm. Stops the run BEFORE the step if anything is not
+    finite.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for p in parameters:  # a batch without pictures gives the projector none: zeros keep the optimiser state whole
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, clip)).item()
+    if not np.isfinite(norm) or not np.isfinite(loss):
+        found = dict(stage=stage, step=step, loss=str(loss), gradient_norm=str(norm), questions=ids)
+        run.write("not-finite.json", found)
+        raise UserError(
+            f"{stage} step {step}: loss {loss}, gradient norm {norm}; questions are in {run.path}/not-finite.json"
+        )
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+def total(x: float) -> float:
+    """The sum over all ranks, added up in their order: the same number on each."""
+    return float(sum(all_gather(x)))
+
+
+# ------------------------------------------------------------------------------------------------ --offload phase
+def move(run: Run, device: str, *players) -> None:
+    """With --offload phase these modules and optimisers go to `device`; else they stay where they are."""
+    for x in players if run.cfg.offload == "phase" else ():
+        if isinstance(x, torch.nn.Module):
+            x.to(device)
+        elif x is not None:
+            for state in x.state.values():
+                state |= {k: v.to(device) for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+
+@contextlib.contextmanager
+def on_gpu(run: Run, *players):
+    """With --offload phase these modules and optimisers are on the GPU inside the block only."""
+    move(run, run.device, *players)
+    yield
+    move(run, "cpu", *players)
+
+
+def hold_memory(run: Run, replica: VLM, student: VLM, held: bool) -> None:
+    """With --offload phase the weights that `replica` takes over from `student` get memory, or become empty tensors.
+
+    `copy_trained` writes all of them before they are read again, so none is copied to the host. What the student does
+    not train (the vision tower) stays on the GPU: `copy_trained` would not bring it back.
+    """
+    for name, theirs in student.named_parameters() if run.cfg.offload == "phase" else ():
+        if theirs.requires_grad:
+            mine = replica.get_parameter(name)
+            mine.data = mine.new_empty(theirs.shape if held else 0)
+
+
+@contextlib.contextmanager
+def refreshed(run: Run, replica: VLM, student: VLM):
+    """Inside the block `replica` has the student's present weights; with --offload phase it has them there only."""
+    hold_memory(run, replica, student, True)
+    copy_trained(replica, student)
+    yield
+    hold_memory(run, replica, student, False)
