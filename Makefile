@@ -20,7 +20,7 @@ teachers: .venv/ready  # trains both tiny teachers and rebuilds their committed 
 	$(RUN) train.py --stage build-teachers --no-resume --run build-b --sft-steps 1600 --threads 1 --teachers tiny-internvl-teacher
 
 bench: .venv/ready
-	$(RUN) bench.py
+	$(RUN) -m tools.bench
 
 lint: .venv/ready
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
@@ -34,4 +34,4 @@ lint: .venv/ready
 	@touch .venv/ready
 
 clean:
-	rm -rf .venv runs __pycache__ .pytest_cache .ruff_cache
+	rm -rf .venv runs __pycache__ */__pycache__ .pytest_cache .ruff_cache

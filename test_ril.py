@@ -9,6 +9,7 @@ import collections
 import contextlib
 import copy
 import csv
+import dataclasses
 import inspect
 import io
 import json
@@ -36,6 +37,7 @@ from torch.distributed.checkpoint import FileSystemReader
 import config
 import data
 import discriminator as disc
+import engine.asking as asking
 import engine.families as families
 import engine.loading as loading
 import engine.memory as memory
@@ -65,6 +67,9 @@ from results.collect import collect
 
 torch.set_num_threads(1)
 HOME = Path(__file__).resolve().parent
+OURS = sorted(
+    x for folder in (".", "engine", "tiny", "tools") for x in (HOME / folder).glob("*.py") if x != HOME / "test_ril.py"
+)
 STUDENTS = ["tiny-qwen", "tiny-internvl"]
 SMALL = "--pool 48 --valid-questions 24 --test-questions 24 --questions-per-step 4 --group-size 4".split()
 SMALL += "--steps 6 --d-steps 8 --eval-every 3 --eval-draws 2 --checkpoint-every 2 --micro-batch 3 --threads 1".split()
@@ -492,14 +497,13 @@ def test_a_text_that_holds_the_sign_for_a_picture_is_refused(vlm):
 
 
 def test_our_files_do_not_need_what_only_the_tests_install():
-    for file in HOME.glob("*.py"):
-        if file.name != Path(__file__).name:
-            assert not re.search(r"(device_map|tp_plan) ?=|import (openai|fastapi|accelerate)", file.read_text()), file
+    for file in OURS:
+        assert not re.search(r"(device_map|tp_plan) ?=|import (openai|fastapi|accelerate)", file.read_text()), file
 
 
-def test_names_of_families_stand_in_the_model_file_only():
-    for file in HOME.glob("*.py"):
-        if file.name not in ("model.py", Path(__file__).name):
+def test_names_of_families_stand_in_two_files_only():
+    for file in OURS:
+        if file not in (HOME / "engine/families.py", HOME / "tiny/models.py"):
             assert not re.search(r"(?<!tiny-)(qwen(?!2\.5-)|internvl(?!3-))", file.read_text(), re.I), file.name
 
 
@@ -1017,21 +1021,17 @@ def echo_anything(handler, body):
 def test_a_served_teacher_is_asked_for_what_is_missing_and_an_unreadable_picture_is_named(tmp_path):
     questions = tiny_world.world_questions("train", 3)
     with stub_server(echo_anything) as (url, got):
-        first = list(clients.ask_teacher_server(clients.Server(url), questions, 4, 1.0, 9, done={(questions[0].id, 2)}))
-        assert (
-            sorted(r[:2] for r in first)
-            == [(q.id, i) for q in questions for i in range(4)][:2]
-            + [(q.id, i) for q in questions for i in range(4)][3:]
-        )
-        assert {r[2:] for r in first} == {("red", True)}
+        missing = [(q, i) for q in questions for i in range(4)][1:]
+        first = list(asking.served_answers(clients.Server(url), missing, config.Config()))
+        assert sorted((r["question"], r["index"]) for r in first) == [(q.id, i) for q, i in missing]
+        assert {(r["text"], r["finished"]) for r in first} == {("red", True)}
         assert len({b["seed"] for _, _, b in got}) == 11 and all(0 <= b["seed"] < 2**31 for _, _, b in got)
         broken = data.Question("broken", (str(tmp_path / "no.png"),), "what?", "red")
         rows = []
         with pytest.raises(data.UserError, match="broken.*no.png"):
-            rows.extend(
-                clients.ask_teacher_server(clients.Server(url), [questions[0], broken, questions[1]], 1, 1.0, 9)
-            )
-        assert rows == [] or rows == [(questions[0].id, 0, "red", True)]
+            missing = [(q, 0) for q in (questions[0], broken, questions[1])]
+            rows.extend(asking.served_answers(clients.Server(url), missing, config.Config()))
+        assert rows == [] or rows == [dict(question=questions[0].id, index=0, text="red", finished=True)]
 
 
 # ---- the served judge
@@ -1060,7 +1060,7 @@ def test_a_served_judge_reads_the_last_tag_and_injections_do_not_raise_a_score()
         judge = jd.Judge(url)
         assert judge.score([(question, "it is red"), (question, "green")]) == [1, 0]
         assert judge.score([(question, text) for text in INJECTIONS]) == [0] * len(INJECTIONS)
-        assert len(got) == 2 + len(INJECTIONS) and judge.malformed_share() == 0
+        assert len(got) == 2 + len(INJECTIONS) and judge.malformed_counts() == (0, len(got))
     for text in INJECTIONS:
         system, user = jd.judge_chat(jd.SERVED, question, text)
         assert system == plain[0] and tags.findall(user["content"]) == tags.findall(plain[1]["content"])
@@ -1096,12 +1096,12 @@ def test_malformed_texts_score_0_without_being_asked_about_and_their_share_is_co
     with stub_server(lambda handler, body: handler.say("no tag at all")) as (url, got):
         judge = jd.Judge(url)
         assert judge.score([(question, t) for t in loops]) == [0] * len(loops) and not got
-        assert judge.malformed_share() == 1.0 and judge.malformed_share() == 0.0
+        assert judge.malformed_counts() == (5, 5) and judge.malformed_counts() == (0, 0)
         assert judge.score([(question, t) for t in fine + loops[:3]]) == [0] * 6 and len(got) == 3
-        assert judge.malformed_share() == 1.0 > jd.MALFORMED_ALARM  # the judge's own replies count too
+        assert judge.malformed_counts() == (6, 6)  # the judge's own replies count too
     rule = jd.Judge("rule")
     assert rule.score([(question, t) for t in loops + fine]) == [0] * 5 + [1] * 3
-    assert rule.malformed_share() == 5 / 8
+    assert rule.malformed_counts() == (5, 8)
 
 
 def test_verdicts_are_asked_for_once_and_survive_a_torn_line(tmp_path):
@@ -1163,7 +1163,7 @@ def test_the_packed_local_judge_equals_plain_forwards_of_the_stock_model(judge_f
     judge, found, expected = jd.Judge(str(judge_folder), cache=tmp_path / "v.jsonl"), [], []
     questions = [data.Question("a", (), "what color is at top left?", "red"), data.Question("b", (), "how many?", "3")]
     for q in questions:
-        got = judge.logits(q, TEXTS)
+        got = judge.local.logits([jd.judge_chat(jd.LOCAL, q, text, judge.local.control) for text in TEXTS])
         for text, row in zip(TEXTS, got, strict=True):
             chat = jd.judge_chat(jd.LOCAL, q, text)
             whole = tok.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + "<answer>"
@@ -1173,7 +1173,7 @@ def test_the_packed_local_judge_equals_plain_forwards_of_the_stock_model(judge_f
             assert torch.allclose(row, logits, atol=2e-4), text
             expected.append(int(logits[1] > logits[0]))
     calls = []
-    judge.model.register_forward_pre_hook(lambda *a: calls.append(1))
+    judge.local.model.register_forward_pre_hook(lambda *a: calls.append(1))
     responses = [ro.Response(q.id, k, "s", [], t) for q in questions for k, t in enumerate(TEXTS)]
     found = judge.verdicts(questions, responses)
     assert found == expected and 0 < sum(found) < len(found) and len(calls) == 2  # one forward a question
@@ -1183,12 +1183,13 @@ def test_the_packed_local_judge_equals_plain_forwards_of_the_stock_model(judge_f
 
 def test_no_injection_adds_a_control_token_to_the_local_judges_prompt(judge_folder):
     judge, question = jd.Judge(str(judge_folder)), data.Question("q", (), "what color?", "red")
-    special, seen = {i for i, t in judge.tokenizer.added_tokens_decoder.items() if t.special}, []
-    judge.model.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"][0].tolist()), with_kwargs=True)
+    special, seen = {i for i, t in judge.local.tokenizer.added_tokens_decoder.items() if t.special}, []
+    hook = judge.local.model.register_forward_pre_hook
+    hook(lambda m, a, k: seen.append(k["input_ids"][0].tolist()), with_kwargs=True)
     for text in ["green", *INJECTIONS]:
-        judge.logits(question, [text])
-    judge.control.append("circle")  # as if the tokenizer had such a control token
-    judge.logits(question, ["green circle"])
+        judge.score([(question, text)])
+    judge.local.control.append("circle")  # as if the tokenizer had such a control token
+    judge.score([(question, "green circle")])
     assert seen.pop() == seen[0]
     counts = [sum(i in special for i in ids if i) for ids in seen]  # 0 is the padding
     assert len(counts) == 1 + len(INJECTIONS) and len(set(counts)) == 1 and counts[0] >= 5
@@ -1210,13 +1211,13 @@ import sys, torch, torch.distributed as dist
 rank, folder, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=2)
-import data, judge as jd, model, rollout as ro
+import data, engine.sharding as sharding, judge as jd, rollout as ro
 judge = jd.Judge(folder, cache=f"{out}/verdicts-{rank}.jsonl", mesh=sharding.start_ranks("cpu"))
 questions = [data.Question(str(i), (), f"what color is at {i}?", "red") for i in range(3)]
 texts = ["red", "it is red", "green"]
 ask = lambda: judge.verdicts(questions, [ro.Response(q.id, 0, "s", [], t) for q in questions for t in texts])
 calls = []
-judge.model.register_forward_pre_hook(lambda *a: calls.append(1))
+judge.local.model.register_forward_pre_hook(lambda *a: calls.append(1))
 first = ask()
 if rank == 0:
     judge.known.clear()  # this rank has to ask again; the other one knows everything, and has malformed texts besides
@@ -1295,9 +1296,10 @@ def test_judge_and_teacher_work_over_a_real_server(served, tmp_path):
     verdicts = judge.verdicts(questions, responses)
     assert len(verdicts) == 2 and set(verdicts) <= {0, 1}
     assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 2
-    rows = list(clients.ask_teacher_server(clients.Server(served, in_flight=2), questions, 3, 1.0, 5))
-    assert sorted(r[:2] for r in rows) == [(q.id, i) for q in questions for i in range(3)]
-    assert all(isinstance(text, str) and not finished for _, _, text, finished in rows)
+    missing = [(q, i) for q in questions for i in range(3)]
+    rows = list(asking.served_answers(clients.Server(served, in_flight=2), missing, config.Config(max_new_tokens=5)))
+    assert sorted((r["question"], r["index"]) for r in rows) == [(q.id, i) for q, i in missing]
+    assert all(isinstance(r["text"], str) and not r["finished"] for r in rows)
 
 
 # ---- labelled cases
@@ -1382,7 +1384,9 @@ def test_eval_traps_of_the_rules():
 def test_eval_scoring_needs_the_standard_library_and_numpy_alone():
     block = "import sys\nfor m in ('torch', 'transformers', 'PIL', 'tqdm', 'safetensors'): sys.modules[m] = None\n"
     done = subprocess.run(
-        [sys.executable, "-c", block + "import eval; print(eval.RULES)"], cwd=HOME, capture_output=True
+        [sys.executable, "-c", block + "import tools.benchmarks as bm, tools.compare; print(bm.RULES)"],
+        cwd=HOME,
+        capture_output=True,
     )
     assert done.returncode == 0 and b"2025-10" in done.stdout, done.stderr
 
@@ -1446,13 +1450,8 @@ def benchmark_folder(tmp_path_factory):
 
 
 def measure(cwd: Path, *flags: str, judge=None) -> dict:
-    """eval.py with these flags in this process; -> results.json."""
-    before = sys.argv
-    sys.argv = ["eval.py", "--into", str(cwd), "--check", "2", "--max-new-tokens", "6", "--batch", "3", *flags]
-    try:
-        ev.main(judge)
-    finally:
-        sys.argv = before
+    """tools.benchmarks with these flags in this process; -> results.json."""
+    bm.main(["--into", str(cwd), "--check", "2", "--max-new-tokens", "6", "--batch", "3", *flags], judge)
     return json.loads((cwd / "results.json").read_text()) if (cwd / "results.json").exists() else {}
 
 
@@ -1535,7 +1534,7 @@ def test_eval_bad_files_are_named_and_counted_and_never_a_zero(tmp_path, capsys)
     said = capsys.readouterr().out
     assert "half-written line" in said and "1 predictions of another run key" in said and "rows have no answer" in said
     (tmp_path / "out" / path.name.replace(".0.jsonl", ".9.jsonl")).write_text(
-        '{"index": "0", "error": "unreadable then"}'
+        '{"index": "0", "error": "unreadable then"}\n'
     )
     again = measure(tmp_path / "out", *run)["benchmarks"]["mmstar"]
     assert {k: again[k] for k in ("score", "n", "tokens")} == {k: found[k] for k in ("score", "n", "tokens")}
@@ -1646,7 +1645,7 @@ def test_eval_limits_other_than_in_training_are_a_warning_and_act(benchmark_fold
 
 
 def fake_run(folder: Path, scores: dict[str, list[float]], **same) -> str:
-    """A folder as eval.py leaves it, with these scores."""
+    """A folder as tools.benchmarks leaves it, with these scores."""
     folder.mkdir()
     files = {n: dict(files={n: dict(md5=same.get("md5", "0"))}) for n in scores}
     settings = dict(prompt=same.get("prompt", "kit"), suffix="")
@@ -1692,12 +1691,11 @@ def test_eval_refuses_to_compare_what_differs(tmp_path, what):
         comparison.compare([a], [fake_run(tmp_path / "c", {"x": [1.0, 0.0]})])
 
 
-def test_eval_compares_runs_on_the_tiny_worlds_questions_and_refuses_another_judge(straight, tmp_path, monkeypatch):
+def test_eval_compares_runs_on_the_tiny_worlds_questions_and_refuses_another_judge(straight, tmp_path):
     found = comparison.compare([straight], [straight])["questions"]
     assert found["difference"] == 0 and found["p"] == 1 and found["n"] == 24
     flags = ["--student", straight / "student", "--questions", "24", "--draws", "0", "--into", tmp_path / "alone"]
-    monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, flags)])
-    ev.main()
+    ev.main(list(map(str, flags)))
     assert comparison.compare([straight], [tmp_path / "alone"])["questions"]["difference"] == 0
     written = json.loads((tmp_path / "alone/config.json").read_text())
     written["settings"]["judge"] = "qwen2.5-32b"
@@ -1713,10 +1711,8 @@ def test_eval_compares_runs_on_the_tiny_worlds_questions_and_refuses_another_jud
         (["--benchmarks", "ai2d", "--data", "nowhere"], "--data nowhere: give the folder"),
         (["--benchmarks", "ai2d", "--data", "."], "AI2D_TEST.tsv: no such file"),
         (["--benchmarks", "all", "--data", "."], "AI2D_TEST.tsv: no such file"),
-        (["--data", "."], "--benchmarks is missing"),
         (["--benchmarks", "ai2d", "--rules", "2024"], "--rules"),
         (["--batch", "0"], "at least 1"),
-        (["--compare", "x", "y"], "x: neither results.json"),
     ],
 )
 def test_eval_mistakes_end_in_one_line(tmp_path, monkeypatch, flags, says):
@@ -1724,6 +1720,26 @@ def test_eval_mistakes_end_in_one_line(tmp_path, monkeypatch, flags, says):
     with pytest.raises(data.UserError, match=re.escape(says)) as caught:
         measure(tmp_path / "out", "--student", "tiny-qwen", *flags)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "tool, flags, says",
+    [
+        (ev, ["--student", "tiny-qwen", "--data", "."], "--data .: a folder; a JSONL file is needed"),
+        (ev, [], "--student is missing"),
+        (comparison, ["x", "y"], "x: neither results.json"),
+        (calibration, ["no.jsonl"], "no.jsonl: no such file"),
+        (selection, ["--score", "pass-rate"], "--data is missing"),
+        (selection, ["--score", "rate"], "argument --score: invalid choice"),
+        (plan, ["--gpus", "x"], "argument --gpus: invalid int value: 'x'"),
+        (plan, ["--stpes", "3"], "--stpes 3"),
+    ],
+)
+def test_mistakes_in_the_other_commands_end_in_one_line(tmp_path, monkeypatch, tool, flags, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(data.UserError, match=re.escape(says)) as caught:
+        tool.main(flags)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------ train.py: the run
@@ -2004,7 +2020,7 @@ def test_teacher_building_is_reproducible_byte_for_byte(tmp_path, monkeypatch):
     small = [*SMALL, "--sft-steps", "4", "--teacher-samples", "2", "--stage", "build-teachers"]
     out = []
     for name in "xy":
-        monkeypatch.setattr(train, "FOLDER", tmp_path / name)
+        monkeypatch.setattr(tiny_lessons, "FOLDER", tmp_path / name)
         monkeypatch.setattr(teachers, "FOLDER", tmp_path / name)
         command(tmp_path, "--run", name, *small)
         folder = tmp_path / name / "tiny-qwen-teacher"
@@ -2159,8 +2175,10 @@ def test_a_users_mistake_ends_with_exit_code_2_and_no_traceback(tmp_path):
 
 
 def test_every_setting_is_read_somewhere():
-    source = "".join((HOME / name).read_text() for name in ("train.py", "run.py", "teachers.py", "bench.py"))
-    for f in train.dataclasses.fields(config.Config):
+    texts = {file: file.read_text() for file in OURS}
+    texts[HOME / "config.py"] = texts[HOME / "config.py"].partition("\ndef parse(")[0]  # to check it is not to read it
+    source = "".join(texts.values())
+    for f in dataclasses.fields(config.Config):
         assert re.search(rf"cfg\.{f.name}\b", source) or f.name == "preset", f.name
 
 
@@ -2206,11 +2224,15 @@ def test_the_discriminators_questions_are_known_before_a_teacher_is_asked_and_ke
 def test_the_readmes_commands_and_paths_exist():
     text = (HOME / "README.md").read_text()
     assert "@@" not in text
-    flags = {"train": {"--help", *("--" + f.name.replace("_", "-") for f in train.dataclasses.fields(config.Config))}}
-    for name in ("eval", "bench"):
-        flags[name] = {"--help", *re.findall(r'add_argument\("(--[a-z-]+)"', (HOME / f"{name}.py").read_text())}
-    found = re.findall(r"\bpython (train|eval|bench)\.py([^\n`]*)", text)
-    assert len(found) > 8
+    settings = [f.name.replace("_", "-") for f in dataclasses.fields(config.Config) if f.metadata["flag"]]
+    flags = {"train.py": {"--help", *(f"--{name}" for name in settings)}}
+    for file in (HOME / "eval.py", *(HOME / "tools").glob("*.py")):
+        name = file.name if file.parent == HOME else f"-m tools.{file.stem}"
+        flags[name] = {"--help", *re.findall(r'add_argument\("(--[a-z-]+)"', file.read_text())}
+        if re.search(r"parse\((argv|rest)[,)]", file.read_text()):  # a tool with the flags of train.py besides
+            flags[name] |= flags["train.py"]
+    found = re.findall(r"(?:\bpython|--nproc_per_node \d+(?: --)?) (\w+\.py|-m tools\.\w+)([^\n`]*)", text)
+    assert len(found) > 12 and {name for name, _ in found} == flags.keys()
     for name, line in found:
         for flag in re.findall(r"(--[a-z][a-z-]*)", line.split("#")[0]):
             assert flag in flags[name] or flag.replace("--no-", "--") in flags[name], (name, flag)
@@ -2231,8 +2253,8 @@ def python_of_readme(word: str) -> str:
 
 
 def test_the_readmes_third_family_is_exact_and_trains(tmp_path, monkeypatch):
-    for table in ("FAMILIES", "TINY"):
-        monkeypatch.setattr(model, table, dict(getattr(model, table)))
+    monkeypatch.setitem(families.FAMILIES, "qwen2_vl", None)  # taken out again behind the test
+    monkeypatch.setitem(tiny_models.TINY, "tiny-qwen2", None)
     exec(python_of_readme("FAMILIES["), {})
     vlm, questions = loading.load("tiny-qwen2", 3), questions_of_all_shapes()[:4]
     assert type(vlm.hf).__name__ == "Qwen2VLForConditionalGeneration"
@@ -2362,7 +2384,7 @@ def test_a_sharded_teacher_says_on_two_ranks_what_it_says_on_one_and_goes_on_aft
             raise KeyboardInterrupt
         return real(*args, **more)
 
-    monkeypatch.setattr(teachers, "rollout", dies)
+    monkeypatch.setattr(asking, "rollout", dies)
     with pytest.raises(KeyboardInterrupt):
         command(tmp_path, "--run", "killed", *flags)
     (part,) = (tmp_path / "runs/killed").glob("teachers-*.part.jsonl")
@@ -2460,7 +2482,7 @@ def test_a_bf16_student_says_what_its_bf16_replica_says_bit_for_bit(vlm, tmp_pat
     with torch.no_grad():
         for p in student.parameters():
             p.add_(0.01)
-    replica.copy_from(student)
+    sharding.copy_trained(replica, student)
     questions = questions_of_all_shapes()
     prompts = replica.see([replica.encode_question(q) for q in questions])
     batch = model.pack(prompts, [[student.reply_ids("red"), student.reply_ids("the answer is blue")]] * len(questions))
@@ -2618,7 +2640,7 @@ def test_the_plan_counts_launches_of_decoding_and_the_traffic_between_gpus(monke
     cfg = config.parse(["--student", "qwen2.5-vl-7b"])
     token = plan.answering(cfg, cfg.student, 20) / cfg.max_new_tokens
     assert 0.012 < token < 0.018  # without launches: 0.009
-    monkeypatch.setattr(memory, "LAUNCH", 0)
+    monkeypatch.setattr(plan, "LAUNCH", 0)
     assert plan.answering(cfg, cfg.student, 20) / cfg.max_new_tokens < 0.01
     assert plan.traffic(cfg, 1) == 0
     m, of = memory.sizes(cfg.student), memory.training_state(cfg)
@@ -2639,8 +2661,8 @@ def test_the_plan_counts_launches_of_decoding_and_the_traffic_between_gpus(monke
 def test_what_the_readme_says_of_gpus_is_what_the_plan_says(tmp_path, monkeypatch, capsys):
     """Its block is the command's output, and its lines for torchrun fit on GPUs of 80 GB."""
     text = (HOME / "README.md").read_text()
-    (flags,) = re.findall(r"\(estimates; `python train.py (--student [^`]*)`\):", text)
-    train.main(flags.split())
+    (flags,) = re.findall(r"\(estimates; `python -m tools.plan (--student [^`]*)`\):", text)
+    plan.main(flags.split())
     assert f"```\n{capsys.readouterr().out}```" in text
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.jsonl").write_text(json.dumps(dict(id="1", question="?", answer="!")) + "\n")
@@ -2648,16 +2670,28 @@ def test_what_the_readme_says_of_gpus_is_what_the_plan_says(tmp_path, monkeypatc
     lines = re.findall(r"^torchrun --nproc_per_node (\d+) (?:-- )?train.py (--[^#\n]*)", text, re.M)
     assert len(lines) >= 4 and {"1", "8"} <= {gpus for gpus, _ in lines}
     for gpus, flags in lines:
-        assert memory.fitting(config.parse([*flags.split(), "--gpus", gpus, "--gpu-memory", "80"])), flags
+        assert memory.fitting(train.replace(config.parse(flags.split()), gpus=int(gpus), gpu_memory=80.0)), flags
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "bench"])
+ON_GPUS = ["train", "eval", *(f"tools.{name}" for name in ("bench", "benchmarks", "calibrate", "pilot", "select"))]
+
+
+@pytest.mark.parametrize("name", ON_GPUS)
 @pytest.mark.parametrize("theirs", ["", "max_split_size_mb:128"])
 def test_torch_is_told_of_expandable_segments_before_it_is_imported(name, theirs, tmp_path):
     (tmp_path / "torch.py").write_text("import os\nraise SystemExit(os.environ['PYTORCH_ALLOC_CONF'])\n")
     env = {k: x for k, x in os.environ.items() if not k.endswith("ALLOC_CONF")}
     env |= dict(PYTHONPATH=f"{tmp_path}:{HOME}") | ({"PYTORCH_CUDA_ALLOC_CONF": theirs} if theirs else {})
-    ran = subprocess.run([sys.executable, "-c", f"import {name}, torch"], env=env, capture_output=True, text=True)
+    code = f"import runpy, sys; sys.argv = [{name!r}, *sys.argv[1:]]; runpy.run_module({name!r}, run_name='__main__')"
+    flags = {
+        "eval": ["--student", "tiny-qwen"],
+        "tools.calibrate": [str(HOME / "results/judge_cases.jsonl"), "--judge", "qwen2.5-32b"],
+    }
+    flags["tools.benchmarks"] = ["--student", "tiny-qwen", "--benchmarks", "mmstar", "--data", str(tmp_path)]
+    row = dict(index=1, image=base64_picture(tiny_world.world_questions("test", 1)[0]), question="?", answer="A", A="x")
+    write_tsv(tmp_path / "MMStar.tsv", [row])
+    argv = [sys.executable, "-c", code, *flags.get(name, [])]
+    ran = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert ran.stderr.strip() == (theirs or "expandable_segments:True")
 
 
@@ -2672,7 +2706,7 @@ def test_torch_is_told_of_expandable_segments_before_it_is_imported(name, theirs
     ],
 )
 def test_the_plan_says_what_fits_without_weights(student, gpus, memory, says, capsys):
-    train.main(["--student", student, "--plan", "--gpus", str(gpus), "--gpu-memory", str(memory)])
+    plan.main(["--student", student, "--gpus", str(gpus), "--gpu-memory", str(memory)])
     out = capsys.readouterr().out
     assert says in out.splitlines()[-1] and "hours" in out and "host" in out
 
@@ -2763,9 +2797,10 @@ def test_the_pilot_says_how_near_a_tie_greedy_texts_part(name):
     assert pilot.parting(vlm, prompt, mine.ids, [*mine.ids[:3], next_]).endswith("a tie of rounding")
 
 
-def test_the_pilot_writes_its_page(tmp_path):
+def test_the_pilot_writes_its_page(tmp_path, monkeypatch):
     few = "--sft-steps 20 --questions-per-step 4 --group-size 4 --d-steps 2 --eval-draws 1 --threads 1".split()
-    command(tmp_path, "--run", "p", "--pilot", *few)
+    monkeypatch.chdir(tmp_path)
+    pilot.main(["--run", "p", *few])
     page = (tmp_path / "runs/p-pilot/pilot.md").read_text()
     assert "8 of 8 prompts, token for token" in page and "planned" in page and "tiny-qwen-teacher:" in page
     gap = float(re.search(r"largest difference (\S+)", page).group(1))
@@ -2834,7 +2869,7 @@ def test_responses_from_a_file_fill_in_for_a_teacher_that_has_too_few(straight, 
     assert not (tmp_path / "runs/f/teachers.jsonl").exists()  # mended, the same command goes on
     (tmp_path / "said.jsonl").write_text(json.dumps(lines[0] | dict(teacher="c")) + "\n" + json.dumps(lines[0])[:-9])
     with pytest.raises(data.UserError, match="said.jsonl:2: not JSON"):
-        config.parse(flags)
+        train.check_players(config.parse(flags))
 
 
 def test_teachers_are_asked_for_more_where_the_discriminators_pre_training_comes_by(straight, tmp_path, monkeypatch):
@@ -2920,11 +2955,11 @@ def test_the_loop_runs_with_a_local_judge_and_remembers_its_verdicts(straight, j
     lines = [json.loads(x) for x in (tmp_path / "runs/j/verdicts.jsonl").read_text().splitlines()]
     assert len({x["key"] for x in lines}) == len(lines) > 48  # the references, and what the student said
     with pytest.raises(data.UserError, match="--judge nobody"):
-        config.parse(["--judge", "nobody"])
+        train.check_players(config.parse(["--judge", "nobody"]))
 
 
 def test_the_loop_runs_with_a_served_judge_and_names_a_dead_one(straight, tmp_path, monkeypatch):
-    monkeypatch.setattr(clients, "Server", lambda url, *_: REAL_SERVER(url, tries=2, sleep=lambda s: None))
+    monkeypatch.setattr(jd, "Server", lambda url, *_: clients.Server(url, tries=2, sleep=lambda s: None))
 
     def answer(handler, body):
         right = "red" in body["messages"][-1]["content"].split("<generated text>")[1]
@@ -2937,28 +2972,16 @@ def test_the_loop_runs_with_a_served_judge_and_names_a_dead_one(straight, tmp_pa
         command(tmp_path, "--run", "dead", *SMALL, "--student", str(straight / "sft"), "--judge", url)
 
 
-REAL_SERVER = clients.Server
-
-
-def test_selection_keeps_what_the_teacher_knows_and_the_student_does_not_and_resumes(straight, tmp_path, capsys):
+def test_selection_keeps_what_the_teacher_knows_and_the_student_does_not_and_resumes(
+    straight, tmp_path, monkeypatch, capsys
+):
     file = own_questions(tmp_path)
     lines = (tmp_path / file).read_text().splitlines()
     long = json.loads(lines[0]) | dict(id="long", answer="red " * 60)
     (tmp_path / file).write_text("\n".join([*lines, json.dumps(long)]) + "\n")
-    flags = [
-        "--run",
-        "q",
-        *SMALL,
-        "--data",
-        file,
-        "--student",
-        str(straight / "sft"),
-        "--stage",
-        "select",
-        "--keep",
-        "10",
-    ]
-    command(tmp_path, *flags)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--run", "q", *SMALL, "--data", file, "--student", str(straight / "sft"), "--keep", "10"]
+    selection.main(flags)
     run = tmp_path / "runs/q"
     scores = {r["question"]: r["score"] for r in map(json.loads, (run / "scores.jsonl").read_text().splitlines())}
     kept = {q.id for q in data.load_questions(run / "selected.jsonl")}
@@ -2977,12 +3000,12 @@ def test_selection_keeps_what_the_teacher_knows_and_the_student_does_not_and_res
     assert abs(scores[q.id] - (alone(teacher) - alone(student))) < 1e-4
     whole = (run / "scores.jsonl").read_text()
     (run / "scores.jsonl").write_text("\n".join(whole.splitlines()[:20]) + '\n{"question": "to')  # killed in the middle
-    command(tmp_path, *flags)
+    selection.main(flags)
     again = {r["question"]: r["score"] for r in map(json.loads, (run / "scores.jsonl").read_text().splitlines())}
     assert all(again[k] == scores[k] if scores[k] is None else abs(again[k] - scores[k]) < 1e-5 for k in scores)
     assert "#" in capsys.readouterr().out
     flags[flags.index("q")] = "p"
-    command(tmp_path, *flags, "--select", "pass-rate", "--teacher-samples", "4")
+    selection.main([*flags, "--score", "pass-rate", "--teacher-samples", "4"])
     rates = [json.loads(x) for x in (tmp_path / "runs/p/scores.jsonl").read_text().splitlines()]
     kept = {q.id for q in data.load_questions(tmp_path / "runs/p/selected.jsonl")}
     assert kept == set([r["question"] for r in rates if r["score"] is not None and 0 < r["score"] < 1][:10])

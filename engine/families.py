@@ -136,7 +136,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Full:
-    """A published checkpoint: its place on the hub, and the sizes that --plan and --random-weights need offline."""
+    """A published checkpoint: its place on the hub, and the sizes that tools.plan and --random-weights need offline."""
 
     family: str
     hub: str

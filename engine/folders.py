@@ -90,7 +90,7 @@ def family_of(folder: str | Path) -> Family:
     folder = Path(folder)
     kind = config_of(folder)["model_type"]
     if kind not in FAMILIES:
-        raise UserError(f"{folder}: model type {kind!r} is unknown; FAMILIES in model.py holds {', '.join(FAMILIES)}")
+        raise UserError(f"{folder}: model type {kind!r} is unknown; engine/families.py holds {', '.join(FAMILIES)}")
     if not (folder / "tokenizer_config.json").is_file():
         raise UserError(f"{folder}: tokenizer_config.json is missing; the folder is damaged, make it anew")
     if not any((folder / x).is_file() for x in ("preprocessor_config.json", "processor_config.json")):

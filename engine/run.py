@@ -1,7 +1,7 @@
 """A run: its folder, its questions and players, its log, its checkpoints; the same for one process and for many.
 
 Rank 0 writes and speaks; everything is written to a temporary name and renamed, logs are appended. What a stage does
-stands in train.py; this file holds what every stage needs.
+stands in train.py; here is what every stage needs.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from config import is_real
-from data import UserError, load_questions, seed_of, split_questions
+from data import UserError, as_jsonl, load_questions, questions_at, read_jsonl, seed_of, split_questions, write
 from engine.families import FULL, JUDGES
 from engine.loading import load
 from engine.memory import everything_fits
@@ -69,6 +71,26 @@ def split(cfg) -> dict[str, list]:
         return {name: part[: sizes[name]] for name, part in parts.items()} if cfg.pilot else parts
     cell = 112 if is_real(cfg.student) else 14  # pixels of a cell: 336 x 336 for a real student
     return {name: world_questions(name, size, cell=cell) for name, size in sizes.items()}
+
+
+def pretraining_questions(cfg, questions: list, usable: Iterable | None = None) -> tuple[list, list[list]]:
+    """(held-out questions, those of each step) of D's pre-training; both empty where there is none.
+
+    The order is that of ALL training questions, so it is known before a teacher is asked. `usable`: the ids of those
+    with a response (None: all); the others are passed over, which moves nobody else.
+    """
+    if cfg.discriminator == "none" or not (cfg.d_pretrain and cfg.d_steps):
+        return [], []
+    usable = {q.id for q in questions} if usable is None else set(usable)
+    here = [q for q in questions if q.id in usable]
+    held = here[: max(1, min(32, len(here) // 8))]
+    train = questions[max(1, min(32, len(questions) // 8)) :]
+    visited = usable - {q.id for q in held}
+    if not any(q.id in visited for q in train):  # too few to hold one out
+        train, visited = here, usable
+    epochs = (questions_at(train, i, len(train), seed_of(cfg.seed, "d")) for i in itertools.count())
+    stream = (q for epoch in epochs for q, _ in epoch if q.id in visited)
+    return held, [list(itertools.islice(stream, cfg.questions_per_step)) for _ in range(cfg.d_steps)]
 
 
 def without_host(value):
@@ -146,13 +168,10 @@ class Run:
         return it
 
     def write(self, name: str, content) -> None:
-        """Write a file under a temporary name, then rename it: it is either absent or whole. Rank 0 does."""
-        if not self.first:
-            return
-        text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
-        part = self.path / (name + ".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(self.path / name)
+        """Rank 0 writes a file of the run, whole or not at all: a text, bytes, or a value as JSON."""
+        if self.first:
+            is_raw = isinstance(content, str | bytes)
+            write(self.path / name, content if is_raw else json.dumps(content, indent=1) + "\n")
 
     def log(self, name: str, **row) -> None:
         """Append one line to metrics.jsonl, samples.jsonl or timing.jsonl. Rank 0 does."""
@@ -162,17 +181,15 @@ class Run:
             file.write(json.dumps(row) + "\n")
 
     def rows(self, name: str, stage: str = "") -> list[dict]:
-        """The whole lines of a log (a torn last one is left out), of one stage or of all."""
-        if not (self.path / name).exists():
-            return []
-        lines = (self.path / name).read_text().split("\n")[:-1]
-        return [row for row in map(json.loads, lines) if stage in ("", row["stage"])]
+        """The lines of a log, of one stage or of all; a line that a kill tore is left out."""
+        lines = read_jsonl(self.path / name, ("stage",), torn=[])
+        return [row for _, row in lines if stage in ("", row["stage"])]
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget what a killed process logged of `stage` behind its last checkpoint: it will be logged again."""
         for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
             rows = [r for r in self.rows(name) if r["stage"] != stage or 0 < step > r["step"]]
-            self.write(name, "".join(json.dumps(r) + "\n" for r in rows))
+            self.write(name, as_jsonl(rows))
 
 
 class Checkpoints:
@@ -268,16 +285,6 @@ class Checkpoints:
             break
         self.run.rewind(self.stage, step)
         return step
-
-
-def kept_rows(run: Run, file: Path) -> list[dict]:
-    """The whole lines of a JSONL file that is written as things arrive; rank 0 cuts off one that a kill tore."""
-    if run.first:
-        with file.open("ab+") as out:
-            out.seek(0)
-            out.truncate(out.read().rfind(b"\n") + 1)
-    barrier()
-    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
 
 
 def checksum(path: Path) -> list[int]:

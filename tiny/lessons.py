@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config import Config
-from data import UserError, load_questions, questions_at, seed_of, slices
+from data import UserError, load_questions, questions_at, seed_of, slices, write
 from engine.loading import load, save
 from engine.report import rounded
 from engine.run import HOME, Checkpoints, Run, adamw, split, total, update
@@ -132,9 +132,8 @@ def build_students(run: Run) -> None:
     found = evaluate(load(folder), split(cfg)["valid"], run.judge(), *how)
     valid = rounded({name: found[name] for name in ("questions", "greedy", "sampled") if name in found})
     if run.first:
-        part = folder / "warm_start.json.part"
-        part.write_text(json.dumps(dict(settings=warm_start_settings(cfg), validation=valid), indent=1) + "\n")
-        part.replace(folder / "warm_start.json")
+        made = dict(settings=warm_start_settings(cfg), validation=valid)
+        write(folder / "warm_start.json", json.dumps(made, indent=1) + "\n")
     print(f"  {folder.name}: validation accuracy {valid}")
 
 
@@ -152,8 +151,6 @@ def build_teachers(run: Run) -> None:
             old.unlink()
     responses = ask_teacher(name, "", split(cfg)["train"], run)
     if run.first:
-        part = FOLDER / name / "responses.jsonl.part"
-        part.write_text(as_lines(responses))
-        part.replace(FOLDER / name / "responses.jsonl")
+        write(FOLDER / name / "responses.jsonl", as_lines(responses))
     result = evaluate(load(FOLDER / name), split(cfg)["valid"], run.judge(), cfg.max_new_tokens, cfg.eval_draws)
     print(f"  {name}: validation accuracy {result['greedy']:.3f} greedy, {result['sampled']:.3f} sampled")

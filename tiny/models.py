@@ -97,7 +97,7 @@ def tiny_internvl(width: int, layers: int) -> tuple:
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny model of a real class. A teacher has a voice: the way of speaking (data.py) that it is trained in."""
+    """A tiny model of a real class. A teacher has a voice: the way of speaking (world.py) that it is trained in."""
 
     family: str
     width: int
@@ -108,7 +108,7 @@ class Tiny:
 TINY = {
     "tiny-qwen": Tiny("qwen2_5_vl", 96),
     "tiny-qwen-teacher": Tiny("qwen2_5_vl", 128, voice="a"),
-    "tiny-qwen-20m": Tiny("qwen2_5_vl", 384, 11),  # for bench.py
+    "tiny-qwen-20m": Tiny("qwen2_5_vl", 384, 11),  # for tools.bench
     "tiny-internvl": Tiny("internvl", 96),
     "tiny-internvl-teacher": Tiny("internvl", 128, voice="b"),
 }

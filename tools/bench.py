@@ -24,24 +24,24 @@ import statistics
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-# read when torch is imported (train.py says why)
-if __name__ == "__main__":
+if __name__ == "__main__":  # read when torch is imported (train.py says why)
     os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 
 import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig
 
-from data import Flags, UserError, run_command, slices
+from data import Flags, UserError, run_command, slices, write
 from discriminator import Discriminator, discriminator_loss
 from engine.families import FULL
 from engine.loading import load
 from engine.memory import count_of
 from grpo import advantages, policy_loss
 from model import pack, token_logps
-from rollout import GREEDY, rollout
+from rollout import GREEDY, attention, rollout
 from tiny.models import TINY
 from tiny.world import world_questions
 
@@ -216,6 +216,8 @@ def main(argv: list | None = None) -> dict:
     if args.random_weights and args.student not in FULL:
         raise UserError(f"--random-weights is for published names: {', '.join(FULL)}")
     torch.set_num_threads(args.threads)
+    if args.device == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # as in training (engine/sharding.py says why)
     Q, G, T, cuda = args.questions, args.group_size, args.response_tokens, args.device == "cuda"
     dtype, cell = getattr(torch, dict(fp32="float32", bf16="bfloat16")[args.dtype]), args.cell
     cell = cell or (14 if args.student in TINY else 112)
@@ -258,8 +260,14 @@ def main(argv: list | None = None) -> dict:
             one = {k: x.to(args.device) for k, x in with_kinds(student, one).items()}
             out.append(student.hf.generate(**one, **greedy)[0, len(p.ids) :].tolist())
 
+    def as_stock(job):
+        """The job with stock attention, as a stock model has it."""
+        with attention(student.base.language_model.config, "sdpa"), attention(D.base.language_model.config, "sdpa"):
+            job()
+
     work = {(who, name): job for who, phases in jobs.items() for name, job in phases.items()}
     work |= {("own", "evaluation"): own_evaluation, ("stock", "evaluation"): stock_evaluation}
+    work = {(who, name): partial(as_stock, job) if who == "stock" else job for (who, name), job in work.items()}
     times, peak = seconds_of(work, args.repeats)
     for who, phases in jobs.items():
         times[who, "step"] = [sum(x) for x in zip(*(times[who, name] for name in phases), strict=True)]
@@ -288,7 +296,7 @@ def main(argv: list | None = None) -> dict:
         "measured": f"matrix product {flops / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.1f} GB/s, read and write",
         "setting": f"{args.student}, {of['all'] / 1e6:.1f} M parameters, {Q} questions, G {G} + {G}, {T} tokens a "
         f"response, prompts of {max(len(p.ids) for p in prompts)} tokens, medians of {args.repeats}",
-        "command": " ".join(["python bench.py", *(sys.argv[1:] if argv is None else argv)]),
+        "command": " ".join(["python -m tools.bench", *(sys.argv[1:] if argv is None else argv)]),
         "greedy_answers_equal": answers["own"] == answers["stock"],
         "largest_difference": (torch.cat(logps["own"]) - torch.cat(logps["stock"])).abs().max().item(),
         "peak_memory_of": "the tensors" if cuda else "the process until then (ours runs first)",
@@ -304,7 +312,7 @@ def main(argv: list | None = None) -> dict:
     for key, value in result.items():
         print(f"{key}: {value}")
     if args.out:
-        Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
+        write(Path(args.out), json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -3,6 +3,8 @@
 python -m tools.calibrate results/judge_cases.jsonl --judge rule
 """
 
+import os
+
 from data import Flags, Question, UserError, read_jsonl, run_command
 from eval import device_here, wilson
 from judge import Judge
@@ -34,7 +36,8 @@ def calibrate(path: str, names: list[str]) -> None:
     for name in names:
         judge = Judge(name, device=device_here() if name != "rule" else "cpu")
         found[name] = judge.score(pairs)
-        print(f"{name} malformed: {judge.malformed_share():.3f}")
+        bad, count = judge.malformed_counts()
+        print(f"{name} malformed: {bad / count:.3f}")
     for i, (name, verdicts) in enumerate(found.items()):
         for against, truth in [("the labels", labels), *list(found.items())[:i]]:
             n = agreement(truth, verdicts)
@@ -54,4 +57,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # read when torch is imported, which happens above on demand (train.py says why)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
     run_command(main)

@@ -3,12 +3,11 @@
 python -m tools.plan --student qwen2.5-vl-7b --gpus 8 --gpu-memory 80     # and any other flag of train.py
 """
 
-import argparse
 import dataclasses
 import math
 
 from config import frozen_parts, parse, pretraining_samples
-from data import read_jsonl, run_command
+from data import Flags, read_jsonl, run_command
 from engine.memory import (
     KERNELS,
     LAUNCH,
@@ -157,9 +156,9 @@ def print_plan(cfg) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line: --gpus, --gpu-memory, and the flags of train.py."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--gpus", type=int, default=8)
-    own.add_argument("--gpu-memory", type=float, default=80.0)
+    own = Flags(__doc__)
+    own.add_argument("--gpus", type=int, default=8, help="number of GPUs [8]")
+    own.add_argument("--gpu-memory", type=float, default=80.0, help="GB of each [80]")
     args, rest = own.parse_known_args(argv)
     print_plan(dataclasses.replace(parse(rest), gpus=args.gpus, gpu_memory=args.gpu_memory))
 

@@ -1,25 +1,30 @@
 """The paper's curation of the question pool: which of your questions are worth training on.
 
 python -m tools.select --data pool.jsonl --keep 40000 --student qwen2.5-vl-7b --teachers qwen2.5-vl-72b
+# and any other flag of train.py
 """
 
-import argparse
-import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+
+if __name__ == "__main__":  # read when torch is imported (train.py says why)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from config import parse, teacher_names
-from data import Question, UserError, run_command, slices
-from engine.run import Run, kept_rows, questions_in
+from data import Flags, Question, UserError, as_jsonl, run_command, slices
+from engine.answers import AnswerLog
+from engine.asking import teacher_model
+from engine.run import Run, questions_in
 from engine.sharding import all_gather, deal, gather_dealt, rank_and_world
 from model import VLM, pack
 from rollout import PURE, rollout
-from teachers import teacher_model
+from teachers import teacher_folder
 from train import check_players, check_questions, set_up
 
 
@@ -29,13 +34,13 @@ def select(run: Run, score: str, keep: int) -> None:
     log-prob: the teacher's mean log-probability of the reference answer minus the student's (what the teacher knows and
     the student does not); pass-rate: the student's share of right answers, kept where it is neither 0 nor 1.
     """
-    cfg, file = run.cfg, run.path / "scores.jsonl"
+    cfg = run.cfg
     questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns)
-    scores = {r["question"]: r["score"] for r in kept_rows(run, file)}
+    known = AnswerLog(run.path / "scores.jsonl", "question", writes=run.first)
     student = run.load_replica(cfg.student)
-    teacher = teacher_model(teacher_names(cfg)[0], run) if score == "log-prob" else None
+    teacher = teacher_model(teacher_folder(teacher_names(cfg)[0]), run) if score == "log-prob" else None
     limit = student.hf.config.get_text_config().max_position_embeddings
-    todo = [q for q in questions if q.id not in scores]
+    todo = [q for q in questions if q.id not in known]
     for part in tqdm(slices(len(todo), 32 * rank_and_world()[1]), "select", disable=not run.first):
         mine, asked, rows = deal(todo[part]), [], []
         for q in mine:
@@ -55,10 +60,8 @@ def select(run: Run, score: str, keep: int) -> None:
             found = [float(np.mean(right[s])) for s in slices(len(right), cfg.teacher_samples)]
         of = {q.id: x for q, x in zip(asked, found, strict=False)}
         rows = gather_dealt([row | dict(score=of.get(row["question"])) for row in rows])
-        scores |= {r["question"]: r["score"] for r in rows}
-        if run.first:
-            with file.open("a") as out:
-                out.write("".join(json.dumps(r) + "\n" for r in rows))
+        known.add(rows)
+    scores = {name: row["score"] for name, row in known.items()}
     ranked = sorted((q for q in questions if scores[q.id] is not None), key=lambda q: -scores[q.id])
     if score == "pass-rate":
         ranked = [q for q in questions if scores[q.id] is not None and 0 < scores[q.id] < 1]
@@ -68,7 +71,7 @@ def select(run: Run, score: str, keep: int) -> None:
         for q in questions
         if q.id in kept
     ]
-    run.write("selected.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+    run.write("selected.jsonl", as_jsonl(lines, ascii_only=False))
     over = sum(x is None for x in scores.values())
     print(f"  kept {len(kept)} of {len(questions)} questions, {over} were over-long: {run.path}/selected.jsonl")
     values = [x for x in scores.values() if x is not None]
@@ -95,9 +98,9 @@ def answer_logps(vlm: VLM, questions: list) -> list[float]:
 def main(argv: list[str] | None = None) -> None:
     """The command line: --keep, --score, and the flags of train.py."""
     argv = sys.argv[1:] if argv is None else argv
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--keep", type=int, default=0)
-    own.add_argument("--score", default="log-prob", choices=("log-prob", "pass-rate"))
+    own = Flags(__doc__)
+    own.add_argument("--keep", type=int, default=0, help="questions kept [all]")
+    own.add_argument("--score", default="log-prob", choices=("log-prob", "pass-rate"), help="see `select` [log-prob]")
     args, rest = own.parse_known_args(argv)
     cfg = parse(rest, teachers=args.score == "log-prob")
     if not cfg.data:
