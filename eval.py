@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Flags, Question, UserError, load_questions, run_command, split_questions, write
+from data import Flags, Question, UserError, as_jsonl, load_questions, run_command, split_questions, write
 from judge import Judge
 from tiny.world import look, world_questions
 
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.into:
         (into := Path(args.into)).mkdir(parents=True, exist_ok=True)
-        write(into / "answers.jsonl", "".join(json.dumps(dict(who="after", **row)) + "\n" for row in answers))
+        write(into / "answers.jsonl", as_jsonl(dict(who="after", **row) for row in answers))
         hashed = hashlib.sha256(Path(args.data).read_bytes()).hexdigest()[:16] if args.data else ""
         settings = dict(
             data_hash=hashed, judge=args.judge, ask_prefix=""

@@ -1,55 +1,32 @@
-"""Teachers: who answers, how their responses are cached and drawn, and which questions are worth asking.
+"""Teachers: who answers, and how their responses are asked for, cached and drawn.
 
 A teacher is a tiny one with committed responses, a folder or a published name (asked here, by our own rollout), a
 served model (NAME=http://host:port/v1), or a file of responses. Only text crosses to the student.
 """
 
 import collections
-import contextlib
-import gc
-import itertools
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from config import SAMPLES, TEMPERATURE, pretraining_samples, teacher_names
-from data import UserError, questions_at, read_jsonl, seed_of, slices
+from data import UserError, as_jsonl, read_jsonl, seed_of
+from engine.answers import AnswerLog
+from engine.asking import own_answers, served_answers
 from engine.families import FULL
 from engine.folders import family_of
 from engine.loading import find_folder
-from engine.players import compute_dtype, judge_of, load_sharded
-from engine.run import HOME, Run, kept_rows, split
-from engine.served import Server, ask_teacher_server
-from engine.sharding import all_gather, barrier, deal, dealt, gather_dealt, rank_and_world, together
+from engine.players import judge_of
+from engine.run import HOME, Run, pretraining_questions, split
+from engine.served import Server
+from engine.sharding import all_gather, barrier, deal, together
 from judge import Judge
-from model import VLM, Encoder
-from rollout import Response, Sampling, rollout
+from model import Encoder
+from rollout import Response
 
 FOLDER = HOME / "results" / "teachers"  # committed: each tiny teacher's weights and its cached responses
-
-
-def pretraining_questions(cfg, questions: list, usable: Iterable | None = None) -> tuple[list, list[list]]:
-    """(held-out questions, those of each step) of D's pre-training; both empty where there is none.
-
-    The order is that of ALL training questions, so it is known before a teacher is asked. `usable`: the ids of those
-    with a response (None: all); the others are passed over, which moves nobody else.
-    """
-    if cfg.discriminator == "none" or not (cfg.d_pretrain and cfg.d_steps):
-        return [], []
-    usable = {q.id for q in questions} if usable is None else set(usable)
-    here = [q for q in questions if q.id in usable]
-    held = here[: max(1, min(32, len(here) // 8))]
-    train = questions[max(1, min(32, len(questions) // 8)) :]
-    visited = usable - {q.id for q in held}
-    if not any(q.id in visited for q in train):  # too few to hold one out
-        train, visited = here, usable
-    epochs = (questions_at(train, i, len(train), seed_of(cfg.seed, "d")) for i in itertools.count())
-    stream = (q for epoch in epochs for q, _ in epoch if q.id in visited)
-    return held, [list(itertools.islice(stream, cfg.questions_per_step)) for _ in range(cfg.d_steps)]
 
 
 def samples_of(cfg, questions: list) -> dict[str, int]:
@@ -57,12 +34,6 @@ def samples_of(cfg, questions: list) -> dict[str, int]:
     held, steps = pretraining_questions(cfg, questions)
     more = dict.fromkeys((q.id for part in (held, *steps) for q in part), pretraining_samples(cfg))
     return {q.id: max(cfg.teacher_samples, more.get(q.id, 0)) for q in questions}
-
-
-def by_samples(questions: list, samples: dict) -> list[tuple[int, list]]:
-    """[(count, the questions that are asked so often)], most first."""
-    counts = sorted({samples[q.id] for q in questions}, reverse=True)
-    return [(n, [q for q in questions if samples[q.id] == n]) for n in counts]
 
 
 def teacher_folder(name: str) -> Path:
@@ -77,75 +48,25 @@ def teacher_folder(name: str) -> Path:
     raise UserError(f"--teachers {name}: neither a folder with config.json nor a tiny teacher ({known})")
 
 
-def teacher_model(name: str, run: Run) -> VLM:
-    """A teacher, sharded over all ranks; where a GPU can hold all of it, its weights stay gathered once they were."""
-    vlm = load_sharded(run, teacher_folder(name), dtype=compute_dtype(run.cfg)).requires_grad_(False)
-    if run.device != "cpu":
-        whole = sum(p.numel() * p.element_size() for p in vlm.parameters())
-        if whole * (1 + 1 / run.mesh.size(-1)) < 0.6 * torch.cuda.get_device_properties(run.device).total_memory:
-            vlm.set_reshard_after_forward(False)  # the shard stays beside what was gathered
-    return vlm
-
-
-def own_answers(name: str, questions: list, samples: dict, run: Run) -> Iterator[tuple]:
-    """(question id, index, text, finished) of samples[id] answers to each question from a teacher asked here, by our
-    own rollout. Every rank has a share of the questions and gets all answers.
-    """
-    cfg, vlm = run.cfg, teacher_model(name, run)
-    how, more = Sampling(temperature=cfg.teacher_temperature), dict(purpose=(cfg.seed, "teacher", name))
-    more |= dict(source=name, max_rows=cfg.rollout_rows)
-    passes = []  # what one pass answers is on disk before the next one begins
-    for n, some in by_samples(questions, samples):
-        side_by_side = min(64, max(1, cfg.rollout_rows // n))
-        passes += [(n, some[part]) for part in slices(len(some), side_by_side * rank_and_world()[1])]
-    for n, some in passes:
-        asked, own = dealt(some)
-        prompts, names = [vlm.encoder.encode_question(q) for q in asked], [q.id for q in asked]
-        groups = rollout(vlm, prompts, names, n, cfg.max_new_tokens, how, **more)
-        if hasattr(vlm, "reset_iter_state"):  # FSDP notes every forward until a backward pass comes, and none will
-            vlm.reset_iter_state()  # torch 2.11 has no such method: there about 50 bytes a layer and token stay
-        for r in (r for group in gather_dealt(groups[:own]) for r in group):
-            yield r.question, r.index, r.text, r.finished
-    del vlm
-    gc.collect()  # a sharded model lies in a circle of references, and another teacher may follow
-
-
-def served_answers(url: str, questions: list, samples: dict, run: Run, done: set) -> Iterator[tuple]:
-    """The same from a server, which is asked for what is not in `done`."""
-    how = (run.cfg.teacher_temperature, run.cfg.max_new_tokens, run.cfg.seed, done)
-    for n, some in by_samples(questions, samples):
-        yield from ask_teacher_server(Server(url), some, n, *how)
-
-
 def ask_teacher(name: str, url: str, questions: list, run: Run, samples: dict | None = None) -> list[Response]:
     """samples[id] responses to every question (None: `teacher_samples`), from a server (`url`) or a teacher asked here.
 
     Each is written down as it arrives, so that a killed run asks for the rest only.
     """
     samples = samples or {q.id: run.cfg.teacher_samples for q in questions}
-    part = run.path / f"teachers-{name.replace('/', '-')}.part.jsonl"
-    done = {(r["question"], r["index"]) for r in kept_rows(run, part)}
-    todo = [q for q in questions if any((q.id, i) not in done for i in range(samples[q.id]))]
-    count = sum(samples[q.id] for q in questions)
-    bar = tqdm(desc=f"teacher {name}", total=count, initial=len(done), delay=2, disable=not run.first)
-
-    def write(arriving: Iterator[tuple]) -> None:
-        with part.open("a") if run.first else contextlib.nullcontext() as file:
-            for question, index, text, finished in arriving:
-                if run.first and (question, index) not in done:
-                    row = dict(question=question, index=index, text=text, finished=finished)
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                    bar.update()
-
+    wanted = [(q, i) for q in questions for i in range(samples[q.id])]
+    path = run.path / f"teachers-{name.replace('/', '-')}.part.jsonl"
+    known = AnswerLog(path, "question", "index", writes=run.first)
+    missing = [(q, i) for q, i in wanted if (q.id, i) not in known]
+    bar = dict(desc=f"teacher {name}", total=len(missing), delay=2, disable=not run.first)
     if url:  # rank 0 asks the server, the others wait
-        together(lambda: write(served_answers(url, todo, samples, run, done) if run.first else ()))
-    elif todo:
-        write(own_answers(name, todo, samples, run))
-    bar.close()
-    place = {q.id: i for i, q in enumerate(questions)}
-    rows = [r for r in kept_rows(run, part) if r["question"] in place]
-    rows.sort(key=lambda r: (place[r["question"]], r["index"]))
+        arriving = served_answers(Server(url), missing, run.cfg) if run.first else ()
+        together(lambda: known.add(tqdm(arriving, **bar)))
+    elif missing:
+        known.add(tqdm(own_answers(name, teacher_folder(name), missing, samples, run), **bar))
+    barrier()
+    known = AnswerLog(path, "question", "index", writes=False)  # on every rank what rank 0 has got
+    rows = [known[q.id, i] for q, i in wanted]
     return [Response(r["question"], r["index"], name, [], r["text"], r["finished"]) for r in rows]
 
 
@@ -153,44 +74,40 @@ def responses_in(file: Path, name: str, samples: dict) -> list[Response]:
     """The first samples[id] responses of a teacher to each question, from a cache file that may have fewer."""
     count, mine = collections.Counter(), []
     for _, row in read_jsonl(file, ("question", "teacher", "text")):
-        if row["teacher"] == name and count[row["question"]] < samples.get(row["question"], 0):
-            index, finished = count[row["question"]], row.get("finished", True)
-            mine.append(Response(row["question"], index, name, [], row["text"], finished))
-            count[row["question"]] += 1
+        question, index = row["question"], count[row["question"]]
+        if row["teacher"] == name and index < samples.get(question, 0):
+            mine.append(Response(question, index, name, [], row["text"], row.get("finished", True)))
+            count[question] += 1
     return mine
 
 
-def as_lines(responses: list[Response], verdicts: list | None = None) -> str:
-    """Teacher responses as JSON lines."""
+def as_lines(responses: list[Response], verdicts: Iterable = ()) -> str:
+    """Teacher responses as JSON lines, with their verdicts if there are any."""
     rows = [dict(question=r.question, teacher=r.source, text=r.text, finished=r.finished) for r in responses]
-    for row, verdict in zip(rows, verdicts or [], strict=False):
+    for row, verdict in zip(rows, verdicts, strict=False):
         row["verdict"] = verdict
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return as_jsonl(rows, ascii_only=False)
 
 
 def teachers(run: Run) -> None:
-    """Responses of every teacher to every training question, judged once: from a file or the committed cache where
-    they are there, else asked now.
-    """
+    """Every teacher's responses to every training question, judged once: from a file, committed, or asked for now."""
     cfg, got = run.cfg, []
     questions = split(cfg)["train"]
     samples = samples_of(cfg, questions)
+    alike = cfg.teacher_temperature == TEMPERATURE and cfg.teacher_samples <= SAMPLES and not cfg.data
     for entry in cfg.teachers.split(","):
         name, _, url = entry.partition("=")
-        cache = Path(cfg.teachers_file) if cfg.teachers_file else FOLDER / name / "responses.jsonl"
-        alike = cfg.teacher_temperature == TEMPERATURE and cfg.teacher_samples <= SAMPLES
-        if name == "reference":
-            got += [Response(q.id, 0, name, [], q.answer) for q in questions]
-        elif cfg.teachers_file:
-            mine = responses_in(cache, name, samples)
-            if not mine:
-                raise UserError(f"{cache}: no response of {name!r} to any training question; correct --teachers or it")
-            got += mine
-        else:
-            committed = cache.exists() and alike and not cfg.data and not url
-            mine = responses_in(cache, name, samples) if committed else []
-            missing = [q for q in questions if q.id not in {r.question for r in mine}]
-            got += mine + (ask_teacher(name, url, missing, run, samples) if missing else [])
+        file = Path(cfg.teachers_file) if cfg.teachers_file else FOLDER / name / "responses.jsonl"
+        mine = [Response(q.id, 0, name, [], q.answer) for q in questions if name == "reference"]
+        if not mine and (cfg.teachers_file or (alike and not url and file.exists())):
+            mine = responses_in(file, name, samples)
+        answered = {r.question for r in mine}
+        missing = [q for q in questions if q.id not in answered]
+        if cfg.teachers_file and not mine:
+            raise UserError(f"{file}: no response of {name!r} to any training question; correct --teachers or it")
+        if missing and not cfg.teachers_file:
+            mine += ask_teacher(name, url, missing, run, samples)
+        got += mine
     run.write("teachers.jsonl", as_lines(got, judged(judge_of(run, weak=True), questions, got)))
     barrier()
     right = np.mean(judged(judge_of(run), questions, got) or [0.0])
@@ -206,58 +123,60 @@ def judged(judge: Judge, questions: list, responses: list[Response]) -> list[int
     return [verdict for _, verdict in sorted(pair for part in all_gather(list(found)) for pair in part)]
 
 
+def whole_responses(run: Run, encoder: Encoder, questions: list) -> dict[str, dict[str, list]]:
+    """{question: {teacher: [(response, verdict)]}} of the run's teachers.jsonl, in the student's tokens.
+
+    What is cut off, empty or too long for the student is left out; the counts are printed.
+    """
+    cfg, file, cut = run.cfg, run.path / "teachers.jsonl", 0
+    of: dict[str, dict[str, list]] = {q.id: {name: [] for name in teacher_names(cfg)} for q in questions}
+    for where, row in read_jsonl(file, ("question", "teacher", "text", "verdict")):
+        if row["teacher"] not in teacher_names(cfg):
+            raise UserError(f"{where}: teacher {row['teacher']!r} is not among --teachers {cfg.teachers}")
+        text = encoder.clean(row["text"])
+        ids = encoder.reply_ids(text)
+        if not (row.get("finished", True) and text and len(ids) <= cfg.max_new_tokens):
+            cut += 1
+        elif row["question"] in of:
+            found = of[row["question"]][row["teacher"]]
+            found.append((Response(row["question"], len(found), row["teacher"], ids, text), row["verdict"]))
+    if cut:
+        print(f"  {cut} teacher responses are left out: cut off, empty, or over {cfg.max_new_tokens} tokens")
+    if none := [q for q, found in of.items() if not any(found.values())]:
+        some = ", ".join(map(repr, none[:5])) + ", ..." * (len(none) > 5)
+        print(f"  {len(none)} questions are left out, no teacher has a whole response to them: {some}")
+    return of
+
+
+def fill_gaps(found: dict[str, list], enough: int, size: int) -> int:
+    """Where a teacher has fewer than `enough` responses to a question, the others' fill up to `size`; -> how many."""
+    own = dict(found)
+    for name, mine in own.items():
+        others = [x for other, theirs in own.items() if other != name for x in theirs]
+        if len(mine) < enough:
+            found[name] = mine + others[: size - len(mine)]
+    return sum(map(len, found.values())) - sum(map(len, own.values()))
+
+
 class TeacherCache:
     """The teachers' responses in the student's tokens; `draw` takes a question's, at random, seeded."""
 
     def __init__(self, run: Run, encoder: Encoder, questions: list):
-        cfg = self.cfg = run.cfg
-        self.names = teacher_names(cfg)
+        cfg, self.names = run.cfg, teacher_names(run.cfg)
         self.each = cfg.group_size // (len(self.names) if cfg.teacher_rows == "split" else 1)
         self.rows = self.each * len(self.names)  # teacher rows of a group
-        self.of: dict[str, dict[str, list]] = {q.id: {name: [] for name in self.names} for q in questions}
-        cut = 0
-        for where, row in read_jsonl(run.path / "teachers.jsonl", ("question", "teacher", "text", "verdict")):
-            if row["teacher"] not in self.names:
-                raise UserError(f"{where}: teacher {row['teacher']!r} is not among --teachers {cfg.teachers}")
-            text = encoder.clean(row["text"])
-            ids = encoder.reply_ids(text)
-            if not (row.get("finished", True) and text and len(ids) <= cfg.max_new_tokens):
-                cut += 1
-            elif row["question"] in self.of:
-                found = self.of[row["question"]][row["teacher"]]
-                response = Response(row["question"], len(found), row["teacher"], ids, text)
-                found.append((response, row["verdict"]))
-        if cut:
-            print(f"  {cut} teacher responses are left out: cut off, empty, or over {cfg.max_new_tokens} tokens")
-        none = [q for q, found in self.of.items() if not any(found.values())]
-        if none:
-            some = ", ".join(map(repr, none[:5])) + ", ..." * (len(none) > 5)
-            print(f"  {len(none)} questions are left out, no teacher has a whole response to them: {some}")
-        if len(none) == len(questions):
-            raise UserError(
-                f"no whole teacher response to any question, see {run.path}/teachers.jsonl; another run with a larger "
-                "--max-new-tokens may have some"
-            )
+        self.of, filled = whole_responses(run, encoder, questions), 0
         for found in self.of.values():
             for name, mine in found.items():
                 found[name] = [x for x in mine if x[1] or not cfg.right_only][: cfg.cached or None]
-        filled = 0
-        for found in self.of.values():
-            whole, need = {name: list(mine) for name, mine in found.items()}, min(self.each, cfg.cached or self.each)
-            for name, mine in whole.items():  # where one teacher has too few, the others fill in
-                others = [x for other, theirs in whole.items() if other != name for x in theirs]
-                if len(mine) < min(need, cfg.teacher_samples) and others:
-                    found[name] = mine + others[: need - len(mine)]
-                    filled += len(found[name]) - len(mine)
+            size = min(self.each, cfg.cached or self.each)
+            filled += fill_gaps(found, min(size, cfg.teacher_samples), size)
         if filled:
             print(f"  {filled} responses stand in for those of a teacher that has too few to a question")
         self.questions = [q for q in questions if any(self.of[q.id].values())]
         if not self.questions:
-            raise UserError("--right-only leaves no question: no cached response is right")
-
-    def too_few(self, questions: Iterable[str], count: int) -> int:
-        """To how many of these questions has some teacher fewer than `count` cached responses?"""
-        return sum(min(map(len, self.of[q].values())) < count for q in questions)
+            what = "no teacher response is right" if cfg.right_only else "no whole teacher response"
+            raise UserError(f"{run.path}/teachers.jsonl: {what}; a run with a larger --max-new-tokens may have some")
 
     def draw(self, question: str, *purpose, count: int = 0) -> tuple[list[Response], list[int]]:
         """Each teacher's share of a group (or `count` each) and the verdicts; repeats only where the cache holds

@@ -37,6 +37,7 @@ from torch.distributed.checkpoint import FileSystemReader
 import config
 import data
 import discriminator as disc
+import engine.asking as asking
 import engine.families as families
 import engine.loading as loading
 import engine.memory as memory
@@ -1035,21 +1036,17 @@ def echo_anything(handler, body):
 def test_a_served_teacher_is_asked_for_what_is_missing_and_an_unreadable_picture_is_named(tmp_path):
     questions = tiny_world.world_questions("train", 3)
     with stub_server(echo_anything) as (url, got):
-        first = list(clients.ask_teacher_server(clients.Server(url), questions, 4, 1.0, 9, done={(questions[0].id, 2)}))
-        assert (
-            sorted(r[:2] for r in first)
-            == [(q.id, i) for q in questions for i in range(4)][:2]
-            + [(q.id, i) for q in questions for i in range(4)][3:]
-        )
-        assert {r[2:] for r in first} == {("red", True)}
+        missing = [(q, i) for q in questions for i in range(4)][1:]
+        first = list(asking.served_answers(clients.Server(url), missing, config.Config()))
+        assert sorted((r["question"], r["index"]) for r in first) == [(q.id, i) for q, i in missing]
+        assert {(r["text"], r["finished"]) for r in first} == {("red", True)}
         assert len({b["seed"] for _, _, b in got}) == 11 and all(0 <= b["seed"] < 2**31 for _, _, b in got)
         broken = data.Question("broken", (str(tmp_path / "no.png"),), "what?", "red")
         rows = []
         with pytest.raises(data.UserError, match="broken.*no.png"):
-            rows.extend(
-                clients.ask_teacher_server(clients.Server(url), [questions[0], broken, questions[1]], 1, 1.0, 9)
-            )
-        assert rows == [] or rows == [(questions[0].id, 0, "red", True)]
+            missing = [(q, 0) for q in (questions[0], broken, questions[1])]
+            rows.extend(asking.served_answers(clients.Server(url), missing, config.Config()))
+        assert rows == [] or rows == [dict(question=questions[0].id, index=0, text="red", finished=True)]
 
 
 # ---- the served judge
@@ -1078,7 +1075,7 @@ def test_a_served_judge_reads_the_last_tag_and_injections_do_not_raise_a_score()
         judge = jd.Judge(url)
         assert judge.score([(question, "it is red"), (question, "green")]) == [1, 0]
         assert judge.score([(question, text) for text in INJECTIONS]) == [0] * len(INJECTIONS)
-        assert len(got) == 2 + len(INJECTIONS) and judge.malformed_share() == 0
+        assert len(got) == 2 + len(INJECTIONS) and judge.malformed_counts() == (0, len(got))
     for text in INJECTIONS:
         system, user = jd.judge_chat(jd.SERVED, question, text)
         assert system == plain[0] and tags.findall(user["content"]) == tags.findall(plain[1]["content"])
@@ -1114,12 +1111,12 @@ def test_malformed_texts_score_0_without_being_asked_about_and_their_share_is_co
     with stub_server(lambda handler, body: handler.say("no tag at all")) as (url, got):
         judge = jd.Judge(url)
         assert judge.score([(question, t) for t in loops]) == [0] * len(loops) and not got
-        assert judge.malformed_share() == 1.0 and judge.malformed_share() == 0.0
+        assert judge.malformed_counts() == (5, 5) and judge.malformed_counts() == (0, 0)
         assert judge.score([(question, t) for t in fine + loops[:3]]) == [0] * 6 and len(got) == 3
-        assert judge.malformed_share() == 1.0 > jd.MALFORMED_ALARM  # the judge's own replies count too
+        assert judge.malformed_counts() == (6, 6)  # the judge's own replies count too
     rule = jd.Judge("rule")
     assert rule.score([(question, t) for t in loops + fine]) == [0] * 5 + [1] * 3
-    assert rule.malformed_share() == 5 / 8
+    assert rule.malformed_counts() == (5, 8)
 
 
 def test_verdicts_are_asked_for_once_and_survive_a_torn_line(tmp_path):
@@ -1181,7 +1178,7 @@ def test_the_packed_local_judge_equals_plain_forwards_of_the_stock_model(judge_f
     judge, found, expected = jd.Judge(str(judge_folder), cache=tmp_path / "v.jsonl"), [], []
     questions = [data.Question("a", (), "what color is at top left?", "red"), data.Question("b", (), "how many?", "3")]
     for q in questions:
-        got = judge.logits(q, TEXTS)
+        got = judge.local.logits([jd.judge_chat(jd.LOCAL, q, text, judge.local.control) for text in TEXTS])
         for text, row in zip(TEXTS, got, strict=True):
             chat = jd.judge_chat(jd.LOCAL, q, text)
             whole = tok.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + "<answer>"
@@ -1191,7 +1188,7 @@ def test_the_packed_local_judge_equals_plain_forwards_of_the_stock_model(judge_f
             assert torch.allclose(row, logits, atol=2e-4), text
             expected.append(int(logits[1] > logits[0]))
     calls = []
-    judge.model.register_forward_pre_hook(lambda *a: calls.append(1))
+    judge.local.model.register_forward_pre_hook(lambda *a: calls.append(1))
     responses = [ro.Response(q.id, k, "s", [], t) for q in questions for k, t in enumerate(TEXTS)]
     found = judge.verdicts(questions, responses)
     assert found == expected and 0 < sum(found) < len(found) and len(calls) == 2  # one forward a question
@@ -1201,12 +1198,13 @@ def test_the_packed_local_judge_equals_plain_forwards_of_the_stock_model(judge_f
 
 def test_no_injection_adds_a_control_token_to_the_local_judges_prompt(judge_folder):
     judge, question = jd.Judge(str(judge_folder)), data.Question("q", (), "what color?", "red")
-    special, seen = {i for i, t in judge.tokenizer.added_tokens_decoder.items() if t.special}, []
-    judge.model.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"][0].tolist()), with_kwargs=True)
+    special, seen = {i for i, t in judge.local.tokenizer.added_tokens_decoder.items() if t.special}, []
+    hook = judge.local.model.register_forward_pre_hook
+    hook(lambda m, a, k: seen.append(k["input_ids"][0].tolist()), with_kwargs=True)
     for text in ["green", *INJECTIONS]:
-        judge.logits(question, [text])
-    judge.control.append("circle")  # as if the tokenizer had such a control token
-    judge.logits(question, ["green circle"])
+        judge.score([(question, text)])
+    judge.local.control.append("circle")  # as if the tokenizer had such a control token
+    judge.score([(question, "green circle")])
     assert seen.pop() == seen[0]
     counts = [sum(i in special for i in ids if i) for ids in seen]  # 0 is the padding
     assert len(counts) == 1 + len(INJECTIONS) and len(set(counts)) == 1 and counts[0] >= 5
@@ -1234,7 +1232,7 @@ questions = [data.Question(str(i), (), f"what color is at {i}?", "red") for i in
 texts = ["red", "it is red", "green"]
 ask = lambda: judge.verdicts(questions, [ro.Response(q.id, 0, "s", [], t) for q in questions for t in texts])
 calls = []
-judge.model.register_forward_pre_hook(lambda *a: calls.append(1))
+judge.local.model.register_forward_pre_hook(lambda *a: calls.append(1))
 first = ask()
 if rank == 0:
     judge.known.clear()  # this rank has to ask again; the other one knows everything, and has malformed texts besides
@@ -1313,9 +1311,10 @@ def test_judge_and_teacher_work_over_a_real_server(served, tmp_path):
     verdicts = judge.verdicts(questions, responses)
     assert len(verdicts) == 2 and set(verdicts) <= {0, 1}
     assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 2
-    rows = list(clients.ask_teacher_server(clients.Server(served, in_flight=2), questions, 3, 1.0, 5))
-    assert sorted(r[:2] for r in rows) == [(q.id, i) for q in questions for i in range(3)]
-    assert all(isinstance(text, str) and not finished for _, _, text, finished in rows)
+    missing = [(q, i) for q in questions for i in range(3)]
+    rows = list(asking.served_answers(clients.Server(served, in_flight=2), missing, config.Config(max_new_tokens=5)))
+    assert sorted((r["question"], r["index"]) for r in rows) == [(q.id, i) for q, i in missing]
+    assert all(isinstance(r["text"], str) and not r["finished"] for r in rows)
 
 
 # ---- labelled cases
@@ -1550,7 +1549,7 @@ def test_eval_bad_files_are_named_and_counted_and_never_a_zero(tmp_path, capsys)
     said = capsys.readouterr().out
     assert "half-written line" in said and "1 predictions of another run key" in said and "rows have no answer" in said
     (tmp_path / "out" / path.name.replace(".0.jsonl", ".9.jsonl")).write_text(
-        '{"index": "0", "error": "unreadable then"}'
+        '{"index": "0", "error": "unreadable then"}\n'
     )
     again = measure(tmp_path / "out", *run)["benchmarks"]["mmstar"]
     assert {k: again[k] for k in ("score", "n", "tokens")} == {k: found[k] for k in ("score", "n", "tokens")}
@@ -2406,7 +2405,7 @@ def test_a_sharded_teacher_says_on_two_ranks_what_it_says_on_one_and_goes_on_aft
             raise KeyboardInterrupt
         return real(*args, **more)
 
-    monkeypatch.setattr(teachers, "rollout", dies)
+    monkeypatch.setattr(asking, "rollout", dies)
     with pytest.raises(KeyboardInterrupt):
         command(tmp_path, "--run", "killed", *flags)
     (part,) = (tmp_path / "runs/killed").glob("teachers-*.part.jsonl")
@@ -2901,7 +2900,7 @@ def test_responses_from_a_file_fill_in_for_a_teacher_that_has_too_few(straight, 
     assert not (tmp_path / "runs/f/teachers.jsonl").exists()  # mended, the same command goes on
     (tmp_path / "said.jsonl").write_text(json.dumps(lines[0] | dict(teacher="c")) + "\n" + json.dumps(lines[0])[:-9])
     with pytest.raises(data.UserError, match="said.jsonl:2: not JSON"):
-        config.parse(flags)
+        train.check_players(config.parse(flags))
 
 
 def test_teachers_are_asked_for_more_where_the_discriminators_pre_training_comes_by(straight, tmp_path, monkeypatch):
@@ -2987,7 +2986,7 @@ def test_the_loop_runs_with_a_local_judge_and_remembers_its_verdicts(straight, j
     lines = [json.loads(x) for x in (tmp_path / "runs/j/verdicts.jsonl").read_text().splitlines()]
     assert len({x["key"] for x in lines}) == len(lines) > 48  # the references, and what the student said
     with pytest.raises(data.UserError, match="--judge nobody"):
-        config.parse(["--judge", "nobody"])
+        train.check_players(config.parse(["--judge", "nobody"]))
 
 
 def test_the_loop_runs_with_a_served_judge_and_names_a_dead_one(straight, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from config import D_ALARM, STAGES, Config, frozen_parts, is_real, parse, pretraining_samples
-from data import UserError, questions_at, read_jsonl, run_command, slices
+from data import UserError, as_jsonl, questions_at, read_jsonl, run_command, slices
 from discriminator import (
     Discriminator,
     discriminator_accuracy,
@@ -48,8 +48,10 @@ from discriminator import (
     make_discriminator,
     similarity_reward,
 )
+from engine.asking import teacher_model
 from engine.families import FULL, JUDGES
 from engine.loading import find_folder, load, meta_language_model, meta_model, random_meta_model, save
+from engine.local import judge_digits
 from engine.memory import everything_fits
 from engine.players import (
     adamw,
@@ -81,15 +83,15 @@ from engine.report import (
     token_metrics,
     write_samples,
 )
-from engine.run import Checkpoints, Run, device_of, peak_memory_mb, questions_in, split
+from engine.run import Checkpoints, Run, device_of, peak_memory_mb, pretraining_questions, questions_in, split
 from engine.served import Server, is_url
 from engine.sharding import all_gather, barrier, deal, dealt, full_tensor, new_folder, rank_and_world, start_ranks
 from eval import evaluate
 from grpo import advantages, policy_loss, rewards, surrogate_metrics, teacher_advantages
-from judge import judge_digits, known_judge
+from judge import known_judge
 from model import VLM, Batch, Encoder, pack
 from rollout import rollout, sampling_of
-from teachers import TeacherCache, pretraining_questions, teacher_folder, teacher_model, teachers
+from teachers import TeacherCache, teacher_folder, teachers
 from tiny.lessons import fit, shipped_warm_start
 from tiny.models import TINY
 from tiny.world import look
@@ -126,7 +128,7 @@ def discriminator(run: Run) -> None:
     cache = TeacherCache(run, student.encoder, split(cfg)["train"])
     held, visits = pretraining_questions(cfg, split(cfg)["train"], [q.id for q in cache.questions])
     n, read = pretraining_samples(cfg), {q.id for part in (held, *visits) for q in part}
-    if few := cache.too_few(read, n):
+    if few := sum(min(map(len, cache.of[q].values())) < n for q in read):
         print(f"  {few} of {len(read)} questions have fewer than {n} cached responses of a teacher: D reads repeats")
     D = make_discriminator(run, trained=False).train()
     optimizer = adamw(D, cfg.d_pretrain_lr)
@@ -406,7 +408,8 @@ def evaluate_run(run: Run) -> None:
     summary, texts, answers = {"run": cfg.run, "algo": cfg.algo, "test_questions": len(test)}, {}, []
     how = (cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
     for who in tqdm(players, "evaluation", delay=2, disable=not run.first):
-        asked = teacher_model(players[who], run) if who.startswith("teacher") else load_replica(run, players[who])
+        is_teacher = who.startswith("teacher")
+        asked = teacher_model(teacher_folder(players[who]), run) if is_teacher else load_replica(run, players[who])
         found = evaluate(asked, test, judge, *how)
         del asked
         gc.collect()  # a sharded model lies in a circle of references
@@ -423,7 +426,7 @@ def evaluate_run(run: Run) -> None:
         if run.first:
             write_samples(run.path, samples)
             draw_curves(run.path, rows, validations)
-    run.write("answers.jsonl", "".join(json.dumps(row) + "\n" for row in answers))
+    run.write("answers.jsonl", as_jsonl(answers))
     run.write("summary.json", summary)
     barrier()
 

@@ -1,13 +1,13 @@
 """What a run says: the line of a step, its metrics of tokens, samples.md, curves.png, the summary."""
 
-import json
+import io
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data import write
+from data import read_jsonl, write
 from discriminator import discriminator_accuracy, make_discriminator, similarity_reward
 from engine.players import load_replica
 from engine.run import Run
@@ -227,15 +227,15 @@ def draw_curves(folder: Path, rows: list[dict], validations: list[dict]) -> None
     for axis in axes:
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(folder / "curves.part.png", dpi=110)
+    figure.savefig(png := io.BytesIO(), dpi=110)
     plt.close(figure)
-    (folder / "curves.part.png").replace(folder / "curves.png")
+    write(folder / "curves.png", png.getvalue())
 
 
 # ------------------------------------------------------------------------------------------------ a run's log
 def loop_rows(run: Path) -> list[dict]:
     """The steps of a run's loop, from metrics.jsonl."""
-    rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for _, row in read_jsonl(run / "metrics.jsonl", ("stage",), torn=[])]
     return [r for r in rows if r["stage"] == "ril" and "loss" in r]
 
 

@@ -6,6 +6,7 @@ Rank 0 writes: files under a temporary name that is renamed, logs by appending. 
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +28,17 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from config import is_real
-from data import UserError, load_questions, one_line, seed_of, split_questions, write
+from data import (
+    UserError,
+    as_jsonl,
+    load_questions,
+    one_line,
+    questions_at,
+    read_jsonl,
+    seed_of,
+    split_questions,
+    write,
+)
 from engine.sharding import all_gather, barrier, rank_and_world, start_ranks
 from tiny.world import world_questions
 
@@ -60,6 +72,26 @@ def split(cfg) -> dict[str, list]:
         return {name: part[: sizes[name]] for name, part in parts.items()} if cfg.pilot else parts
     cell = 112 if is_real(cfg.student) else 14  # pixels of a cell: 336 x 336 for a real student
     return {name: world_questions(name, size, cell=cell) for name, size in sizes.items()}
+
+
+def pretraining_questions(cfg, questions: list, usable: Iterable | None = None) -> tuple[list, list[list]]:
+    """(held-out questions, those of each step) of D's pre-training; both empty where there is none.
+
+    The order is that of ALL training questions, so it is known before a teacher is asked. `usable`: the ids of those
+    with a response (None: all); the others are passed over, which moves nobody else.
+    """
+    if cfg.discriminator == "none" or not (cfg.d_pretrain and cfg.d_steps):
+        return [], []
+    usable = {q.id for q in questions} if usable is None else set(usable)
+    here = [q for q in questions if q.id in usable]
+    held = here[: max(1, min(32, len(here) // 8))]
+    train = questions[max(1, min(32, len(questions) // 8)) :]
+    visited = usable - {q.id for q in held}
+    if not any(q.id in visited for q in train):  # too few to hold one out
+        train, visited = here, usable
+    epochs = (questions_at(train, i, len(train), seed_of(cfg.seed, "d")) for i in itertools.count())
+    stream = (q for epoch in epochs for q, _ in epoch if q.id in visited)
+    return held, [list(itertools.islice(stream, cfg.questions_per_step)) for _ in range(cfg.d_steps)]
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -116,10 +148,10 @@ class Run:
         barrier()
 
     def write(self, name: str, content) -> None:
-        """Write a file whole or not at all. Rank 0 does."""
+        """Rank 0 writes a file of the run, whole or not at all: a text, bytes, or a value as JSON."""
         if self.first:
-            text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
-            write(self.path / name, text)
+            is_raw = isinstance(content, str | bytes)
+            write(self.path / name, content if is_raw else json.dumps(content, indent=1) + "\n")
 
     def log(self, name: str, **row) -> None:
         """Append one line to metrics.jsonl, samples.jsonl or timing.jsonl. Rank 0 does."""
@@ -129,27 +161,15 @@ class Run:
             file.write(json.dumps(row) + "\n")
 
     def rows(self, name: str, stage: str = "") -> list[dict]:
-        """The whole lines of a log (a torn last one is left out), of one stage or of all."""
-        if not (self.path / name).exists():
-            return []
-        lines = (self.path / name).read_text().split("\n")[:-1]
-        return [row for row in map(json.loads, lines) if stage in ("", row["stage"])]
+        """The lines of a log, of one stage or of all; a line that a kill tore is left out."""
+        lines = read_jsonl(self.path / name, ("stage",), torn=[])
+        return [row for _, row in lines if stage in ("", row["stage"])]
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget what a killed process logged of `stage` behind its last checkpoint: it will be logged again."""
         for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
             rows = [r for r in self.rows(name) if r["stage"] != stage or 0 < step > r["step"]]
-            self.write(name, "".join(json.dumps(r) + "\n" for r in rows))
-
-
-def kept_rows(run: Run, file: Path) -> list[dict]:
-    """The whole lines of a JSONL file that is written as things arrive; rank 0 cuts off one that a kill tore."""
-    if run.first:
-        with file.open("ab+") as out:
-            out.seek(0)
-            out.truncate(out.read().rfind(b"\n") + 1)
-    barrier()
-    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
+            self.write(name, as_jsonl(rows))
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints

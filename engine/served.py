@@ -10,11 +10,12 @@ import os
 import re
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
-from data import Question, UserError, seed_of
+from data import UserError
 
 
 # ------------------------------------------------------------------------------------------------ a served model
@@ -50,15 +51,12 @@ class Server:
         self.timeout, self.sleep = timeout, sleep
 
     def name_model(self) -> str:
-        """The model's name; where none was given, the only one that the server lists.
+        """The name given, else that of the only model which the server lists ("" where it lists none).
 
-        A server that lists none, or has no list, is asked without a name. Raises UserError if it lists several.
+        Raises UserError if it lists several.
         """
         if self.model is None:
-            try:
-                listed = self.call("/models", None, lambda got: [m["id"] for m in got["data"]])
-            except urllib.error.HTTPError:
-                listed = []
+            listed = self.call("/models", None, lambda got: [m["id"] for m in got["data"]])
             if len(listed) > 1:
                 some = ", ".join(map(str, listed[:5]))
                 raise UserError(f"{self.url}: serves {some}; name one: {self.url}#{listed[0]}")
@@ -68,8 +66,7 @@ class Server:
     def call(self, path: str, body: dict | None, read):
         """One request with its retries; read(parsed answer) may raise what makes it worth another try.
 
-        Raises UserError naming URL and last error when the tries are used up or the server refuses the request; and
-        HTTPError where a request without a body asks for something that the server does not have.
+        Raises UserError naming URL and last error when the tries are used up or the server refuses the request.
         """
         headers = {"Content-Type": "application/json"}
         if os.environ.get("OPENAI_API_KEY"):
@@ -81,12 +78,11 @@ class Server:
                 with urllib.request.urlopen(request, timeout=self.timeout) as answer:
                     return read(json.loads(answer.read()))
             except urllib.error.HTTPError as error:
-                if body is None and error.code in (404, 405, 500, 501):
-                    raise
                 with contextlib.suppress(OSError, http.client.HTTPException):  # the reason may be cut off too
                     error.msg += " " + error.read(2000).decode(errors="replace")
                 if error.code < 500 and error.code not in (408, 409, 429):
-                    raise UserError(f"{self.url}: refuses the request: {one_line(error)}; correct it") from None
+                    fix = "correct it" if body else f"name the model: {self.url}#MODEL"
+                    raise UserError(f"{self.url}: refuses the request: {one_line(error)}; {fix}") from None
                 asked = error.headers.get("Retry-After") or ""
                 pause, said = max(pause, min(float(asked), 600) if asked.isdigit() else 0), one_line(error)
             except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -142,18 +138,3 @@ def only_choice(answer: dict) -> tuple[str, str]:
 def one_line(error: Exception) -> str:
     """An error in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
-
-
-def ask_teacher_server(
-    server: Server, questions: list[Question], samples: int, temperature: float, max_tokens: int, seed=0, done=()
-) -> Iterator[tuple[str, int, str, bool]]:
-    """(question id, index, text, finished) of `samples` answers to every question, as they arrive.
-
-    One request a sample, each with its own seed; the pairs (question id, index) in `done` are left out. Raises
-    UserError as Server.answers does, after everything that arrived has been yielded.
-    """
-    todo = [(q, i) for q in questions for i in range(samples) if (q.id, i) not in done]
-    chats = ([chat_message(q.text, q.pictures())] for q, _ in todo)
-    seeds = (seed_of(seed, "teacher", q.id, i) % 2**31 for q, i in todo)
-    for at, text, reason in server.answers(chats, max_tokens, temperature, seeds):
-        yield todo[at][0].id, todo[at][1], text, reason == "stop"

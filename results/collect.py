@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Flags, run_command
+from data import Flags, read_jsonl, run_command, write
 from engine.report import loop_rows, start_and_end
 from eval import over_seeds
 
@@ -103,8 +103,8 @@ def collect(name: str, cells: list, seeds: list, against: str = "", panels=("sim
         "missing": missing,
         "rows": rows,
     }
-    (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / f"{name}.md").write_text(study_table(name, rows, missing, against or "the row above"))
+    write(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    write(out / f"{name}.md", study_table(name, rows, missing, against or "the row above"))
     draw_study(out / f"{name}.png", rows, curves, list(panels))
     return rows
 
@@ -118,8 +118,7 @@ def hard_solved(runs: dict, first: Path, seeds: list[int]) -> dict | None:
     for s in seeds:
         of = {}
         for who, path in (("first", Path(str(first).format(s))), ("here", runs[s])):
-            file = path / "answers.jsonl"
-            rows = [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
+            rows = [row for _, row in read_jsonl(path / "answers.jsonl", torn=[])]
             of[who] = {r["question"]: r["sampled"] for r in rows if r["who"] == "after"}
         hard = [q for q, x in of["first"].items() if x is not None and x <= HARD]
         if hard and of["here"] and min(x for x in of["first"].values() if x > 0) <= HARD:

@@ -19,9 +19,9 @@ import tiny.world as tiny_world
 HOME = Path(__file__).resolve().parent.parent
 LEVELS = """
     data grpo
-    config engine.families engine.served tiny.world tiny.models
+    config engine.families engine.served engine.answers tiny.world tiny.models
     model engine.sharding engine.folders engine.loading engine.lora
-    discriminator judge rollout engine.run engine.memory
+    discriminator judge rollout engine.run engine.memory engine.players engine.local engine.asking
     teachers eval tiny.lessons engine.report
     train
 """  # the lowest first; tools and results stand above them all
@@ -135,7 +135,9 @@ def test_a_stock_model_beside_ours_keeps_stock_attention(name, tmp_path, publish
     loading.save(ours, tmp_path / "w")
     prompts = [ours.encode_question(q) for q in tiny_world.world_questions("train", 2)]
     ro.rollout(ours, prompts, ["a", "b"], 2, 4)
-    ours(model.pack(ours.see(prompts), [[ours.reply_ids("red"), ours.reply_ids("blue")]] * 2))
+    ours(
+        model.pack(ours.encode_pictures(prompts), [[ours.encoder.reply_ids("red"), ours.encoder.reply_ids("blue")]] * 2)
+    )
     assert ours.base.language_model.config._attn_implementation == "tree"
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
     made = ours.family.model(ours.family.model.config_class.from_pretrained(tmp_path / "w"))

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig
 
-from data import Flags, UserError, run_command, slices
+from data import Flags, UserError, run_command, slices, write
 from discriminator import Discriminator, discriminator_loss
 from engine.families import FULL
 from engine.loading import load
@@ -314,7 +314,7 @@ def main(argv: list | None = None) -> dict:
     for key, value in result.items():
         print(f"{key}: {value}")
     if args.out:
-        Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
+        write(Path(args.out), json.dumps(result, indent=1) + "\n")
     return result
 
 

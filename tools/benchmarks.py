@@ -25,7 +25,8 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from data import Flags, UserError, open_picture, run_command, seed_of, write
+from data import Flags, UserError, as_jsonl, open_picture, read_jsonl, run_command, seed_of, write
+from engine.answers import AnswerLog
 from engine.served import Server
 from eval import boot_means, greedy_answers, load_student, mean, middle, wilson
 
@@ -577,26 +578,16 @@ def run_key(settings: dict, data: str) -> str:
     return hashlib.sha256(json.dumps([settings, data], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def read_lines(path: Path) -> tuple[list[dict], list[int]]:
-    """(objects, numbers of half-written lines) of a JSONL file that a killed process may have left; none without it."""
-    rows, torn = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
-        try:
-            rows += [json.loads(line)] if line else []
-        except ValueError:
-            torn.append(number)
-    return rows, torn
-
-
 def read_predictions(table: Table, settings: dict, folder: Path) -> tuple[dict, list[str]]:
     """({index: prediction}, what was wrong) of one benchmark file under these settings, from all ranks."""
     key, found, wrong = run_key(settings, table.md5), {}, []
     for path in sorted(folder.glob(f"preds.{table.name}.*.jsonl")):
-        rows, torn = read_lines(path)
+        torn: list[str] = []
+        rows = [row for _, row in read_jsonl(path, ("index",), torn)]
         if path.name.split(".")[-3] != key:
             wrong.append(f"{path}: {len(rows)} predictions of another run key (this one: {key}) are left alone")
             continue
-        wrong += [f"{path}:{number}: a half-written line is not read" for number in torn]
+        wrong += [f"{place}: a half-written line is not read" for place in torn]
         for row in rows:
             if "text" in row or row["index"] not in found:  # another start may have read what one could not
                 found[row["index"]] = row
@@ -635,10 +626,8 @@ def ask_file(student, table: Table, settings: dict, folder: Path, batch: int) ->
     size = {r["index"]: (table.places[r["index"]][-1:], len(cell(r, "question")), r["index"]) for r in table.rows}
     todo = [index for index in sorted(size, key=size.get, reverse=True)[rank::world] if index not in done]
     rows, many = {r["index"]: r for r in table.rows}, 2 * batch  # encoded together: their pictures lie in memory
-    path = folder / f"preds.{table.name}.{run_key(settings, table.md5)}.{rank}.jsonl"
-    torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
-    with path.open("a") as out, tqdm(total=len(todo), desc=table.name, delay=2) as bar:
-        out.write("\n" * torn)
+    known = AnswerLog(folder / f"preds.{table.name}.{run_key(settings, table.md5)}.{rank}.jsonl", "index")
+    with tqdm(total=len(todo), desc=table.name, delay=2) as bar:
         while todo:
             part, todo = todo[:many], todo[many:]
             prompts, errors = encode_rows(student, table, [rows[k] for k in part], settings)
@@ -651,10 +640,8 @@ def ask_file(student, table: Table, settings: dict, folder: Path, batch: int) ->
                     if batch == 1:
                         raise UserError(f"{table.name}: row {names[-1]} alone does not fit into memory") from None
                     batch //= 2
-            lines = [dict(index=k, error=error) for k, error in errors.items()]
-            lines += [dict(index=r.question, text=r.text, tokens=len(r.ids), finished=r.finished) for r in answers]
-            out.write("".join(json.dumps(x) + "\n" for x in lines))
-            out.flush()
+            known.add(dict(index=k, error=error) for k, error in errors.items())
+            known.add(dict(index=r.question, text=r.text, tokens=len(r.ids), finished=r.finished) for r in answers)
             bar.update(len(part))
 
 
@@ -795,19 +782,15 @@ class Remembering:
     """A judge that keeps its replies in judge.jsonl: scoring again asks nothing twice."""
 
     def __init__(self, judge, name: str, path: Path):
-        self.judge, self.name, self.path = judge, name, path
-        self.known = {row["key"]: row["reply"] for row in read_lines(path)[0]}
+        self.judge, self.name, self.known = judge, name, AnswerLog(path, "key")
 
     def ask(self, chats: list, max_tokens: int, temperature: float = 0.0) -> list[str]:
         """judge.Server's ask."""
         keys = [run_key(dict(judge=self.name, temperature=temperature), json.dumps(chat)) for chat in chats]
         new = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in self.known}
         replies = self.judge.ask(list(new.values()), max_tokens, temperature) if new else []
-        with self.path.open("a") as out:
-            for key, reply in zip(new, replies, strict=True):
-                self.known[key] = reply
-                out.write(json.dumps(dict(key=key, reply=reply)) + "\n")
-        return [self.known[key] for key in keys]
+        self.known.add(dict(key=key, reply=reply) for key, reply in zip(new, replies, strict=True))
+        return [self.known[key]["reply"] for key in keys]
 
 
 def find_tables(data: str, wanted: str, limit: int) -> dict[str, list[Table]]:
@@ -865,7 +848,7 @@ def run_benchmarks(args, judge=None) -> None:
         total["interval"] = [100 * x for x in middle(np.mean(draws, 0))]
     out = dict(mean=total, benchmarks=results, rules=args.rules, judge=judged_by, limit=args.limit, settings=settings)
     out["run"] = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
-    write(folder / "items.jsonl", "".join(json.dumps(x) + "\n" for x in items))
+    write(folder / "items.jsonl", as_jsonl(items))
     write(folder / "results.json", json.dumps(out, indent=1, ensure_ascii=False) + "\n")
     write(folder / "results.md", markdown(out))
     for name, r in results.items():

@@ -36,7 +36,8 @@ def calibrate(path: str, names: list[str]) -> None:
     for name in names:
         judge = Judge(name, device=device_here() if name != "rule" else "cpu")
         found[name] = judge.score(pairs)
-        print(f"{name} malformed: {judge.malformed_share():.3f}")
+        bad, count = judge.malformed_counts()
+        print(f"{name} malformed: {bad / count:.3f}")
     for i, (name, verdicts) in enumerate(found.items()):
         for against, truth in [("the labels", labels), *list(found.items())[:i]]:
             n = agreement(truth, verdicts)

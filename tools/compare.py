@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Flags, UserError, run_command, write
+from data import Flags, UserError, read_jsonl, run_command, write
 from eval import boot_means, mean, middle, over_seeds
-from tools.benchmarks import read_lines
 
 
 # ------------------------------------------------------------------------------------------------ comparing
@@ -47,11 +46,11 @@ def load_run(folder: Path) -> tuple[dict, dict]:
         out = json.loads((folder / "results.json").read_text())
         same = out["settings"] | dict(weights=None, rules=out["rules"], judge=out["judge"])
         same["data"] = {f: x["md5"] for r in out["benchmarks"].values() for f, x in r["files"].items()}
-        return same, {(r["benchmark"], r["unit"]): r for r in read_lines(folder / "items.jsonl")[0]}
+        return same, {(r["benchmark"], r["unit"]): r for _, r in read_jsonl(folder / "items.jsonl", torn=[])}
     if not (folder / "answers.jsonl").is_file():
         raise UserError(f"{folder}: neither results.json with items.jsonl (tools.benchmarks) nor answers.jsonl")
     settings = json.loads((folder / "config.json").read_text())["settings"]
-    rows = [r for r in read_lines(folder / "answers.jsonl")[0] if r["who"] == "after"]
+    rows = [r for _, r in read_jsonl(folder / "answers.jsonl", torn=[]) if r["who"] == "after"]
     units = {("questions", r["question"]): dict(score=r["greedy"], cluster=r["question"], weight=1) for r in rows}
     return {k: settings[k] for k in ("data_hash", "judge", "ask_prefix")}, units
 

@@ -4,7 +4,6 @@ python -m tools.select --data pool.jsonl --keep 40000 --student qwen2.5-vl-7b --
 # and any other flag of train.py
 """
 
-import json
 import os
 import sys
 from dataclasses import replace
@@ -18,13 +17,15 @@ import torch
 from tqdm import tqdm
 
 from config import parse, teacher_names
-from data import Flags, Question, UserError, run_command, slices
+from data import Flags, Question, UserError, as_jsonl, run_command, slices
+from engine.answers import AnswerLog
+from engine.asking import teacher_model
 from engine.players import judge_of, load_replica
-from engine.run import Run, kept_rows, questions_in
+from engine.run import Run, questions_in
 from engine.sharding import all_gather, deal, gather_dealt, rank_and_world
 from model import VLM, pack
 from rollout import PURE, rollout
-from teachers import teacher_model
+from teachers import teacher_folder
 from train import check_players, check_questions, set_up
 
 
@@ -34,13 +35,13 @@ def select(run: Run, score: str, keep: int) -> None:
     log-prob: the teacher's mean log-probability of the reference answer minus the student's (what the teacher knows and
     the student does not); pass-rate: the student's share of right answers, kept where it is neither 0 nor 1.
     """
-    cfg, file = run.cfg, run.path / "scores.jsonl"
+    cfg = run.cfg
     questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns)
-    scores = {r["question"]: r["score"] for r in kept_rows(run, file)}
+    known = AnswerLog(run.path / "scores.jsonl", "question", writes=run.first)
     student = load_replica(run, cfg.student)
-    teacher = teacher_model(teacher_names(cfg)[0], run) if score == "log-prob" else None
+    teacher = teacher_model(teacher_folder(teacher_names(cfg)[0]), run) if score == "log-prob" else None
     limit = student.hf.config.get_text_config().max_position_embeddings
-    todo = [q for q in questions if q.id not in scores]
+    todo = [q for q in questions if q.id not in known]
     for part in tqdm(slices(len(todo), 32 * rank_and_world()[1]), "select", disable=not run.first):
         mine, asked, rows = deal(todo[part]), [], []
         for q in mine:
@@ -62,10 +63,8 @@ def select(run: Run, score: str, keep: int) -> None:
             found = [float(np.mean(right[s])) for s in slices(len(right), cfg.teacher_samples)]
         of = {q.id: x for q, x in zip(asked, found, strict=False)}
         rows = gather_dealt([row | dict(score=of.get(row["question"])) for row in rows])
-        scores |= {r["question"]: r["score"] for r in rows}
-        if run.first:
-            with file.open("a") as out:
-                out.write("".join(json.dumps(r) + "\n" for r in rows))
+        known.add(rows)
+    scores = {name: row["score"] for name, row in known.items()}
     ranked = sorted((q for q in questions if scores[q.id] is not None), key=lambda q: -scores[q.id])
     if score == "pass-rate":
         ranked = [q for q in questions if scores[q.id] is not None and 0 < scores[q.id] < 1]
@@ -75,7 +74,7 @@ def select(run: Run, score: str, keep: int) -> None:
         for q in questions
         if q.id in kept
     ]
-    run.write("selected.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+    run.write("selected.jsonl", as_jsonl(lines, ascii_only=False))
     over = sum(x is None for x in scores.values())
     print(f"  kept {len(kept)} of {len(questions)} questions, {over} were over-long: {run.path}/selected.jsonl")
     values = [x for x in scores.values() if x is not None]
