@@ -12,12 +12,12 @@ test: .venv/ready
 
 students: .venv/ready  # trains the shipped warm starts from nothing (20 minutes, one core)
 	for seed in 0 1 2 3 4; do \
-	  $(RUN) -m tools.build student --no-resume --run build-$$seed --seed $$seed --threads 1 || exit 1; done
-	$(RUN) -m tools.build student --no-resume --run build-internvl --student tiny-internvl --threads 1
+	  $(RUN) -m tools.build student --no-resume --name build-$$seed --seed $$seed || exit 1; done
+	$(RUN) -m tools.build student --no-resume --name build-internvl --student tiny-internvl
 
 teachers: .venv/ready  # trains both tiny teachers and rebuilds their committed responses from nothing (12 minutes, one core)
-	$(RUN) -m tools.build teacher --no-resume --run build-a --sft-steps 1000 --threads 1
-	$(RUN) -m tools.build teacher --no-resume --run build-b --sft-steps 1600 --threads 1 --teachers tiny-internvl-teacher
+	$(RUN) -m tools.build teacher --no-resume --name build-a --sft-steps 1000
+	$(RUN) -m tools.build teacher --no-resume --name build-b --sft-steps 1600 --teachers tiny-internvl-teacher
 
 bench: .venv/ready
 	$(RUN) -m tools.bench

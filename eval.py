@@ -199,9 +199,7 @@ def main(argv: list[str] | None = None) -> None:
         (into := Path(args.into)).mkdir(parents=True, exist_ok=True)
         write(into / "answers.jsonl", as_jsonl(dict(who="after", **row) for row in answers))
         hashed = hashlib.sha256(Path(args.data).read_bytes()).hexdigest()[:16] if args.data else ""
-        settings = dict(
-            data_hash=hashed, judge=args.judge, ask_prefix=""
-        )  # as train.py's run says it, for tools.compare
+        settings = dict(data_hash=hashed, judge=args.judge)  # as train.py's run says it, for tools.compare
         write(into / "config.json", json.dumps(dict(settings=settings)) + "\n")
         summary = {f"{name}_after": value for name, value in result.items()} | {"seconds": {}}
         write(into / "summary.json", json.dumps(summary, indent=1) + "\n")

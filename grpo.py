@@ -39,7 +39,7 @@ def advantages(reward: torch.Tensor, kind: str = "dr_grpo") -> torch.Tensor:
 def teacher_advantages(advantage: torch.Tensor, teacher: torch.Tensor, use: str) -> torch.Tensor:
     """What of the teacher rows' advantages reaches the gradient; advantage, teacher (Q, N) -> (Q, N).
 
-    gradient (the paper), denominator-1 and luffy: all of it. positive: nothing below zero (pushing teacher text down
+    gradient (the paper), right and denominator-1: all of it. positive: nothing below zero (pushing teacher text down
     has no bound, and cached text does not go away when its probability falls). baseline: nothing; the rows only move
     the mean.
     """
@@ -48,15 +48,6 @@ def teacher_advantages(advantage: torch.Tensor, teacher: torch.Tensor, use: str)
     if use == "positive":
         return torch.where(teacher, advantage.clamp(min=0), advantage)
     return advantage
-
-
-def off_policy_surrogate(logp: torch.Tensor, advantage: torch.Tensor, shaped: bool) -> torch.Tensor:
-    """Teacher rows with denominator 1 instead of pi_old (LUFFY, arXiv 2504.14945): (R, L), (R,) -> (R, L).
-
-    pi A, or f(pi) A with f(x) = x / (x + 0.1), which lifts the gradient of unlikely tokens. Not clipped.
-    """
-    p = torch.exp(logp)
-    return (p / (p + 0.1) if shaped else p) * advantage[:, None]
 
 
 def surrogate(logp: torch.Tensor, logp_old: torch.Tensor, advantage: torch.Tensor, eps: float) -> torch.Tensor:
@@ -112,9 +103,8 @@ def policy_loss(
     response's own length instead (GRPO). `mask` is 1 on response tokens, the end token of a finished response included.
     """
     terms = surrogate(logp, logp_old, advantage, eps)
-    if teacher_use in ("denominator-1", "luffy"):
-        off_policy = off_policy_surrogate(logp, advantage, shaped=teacher_use == "luffy")
-        terms = torch.where(teacher[:, None], off_policy, terms)
+    if teacher_use == "denominator-1":  # as LUFFY (arXiv 2504.14945) has it: pi A on teacher rows, not clipped
+        terms = torch.where(teacher[:, None], torch.exp(logp) * advantage[:, None], terms)
     if beta:
         terms = terms - beta * kl(logp, logp_ref, kl_kind)
     length = mask.sum(dim=1, keepdim=True).clamp(min=1) if length_mean else max_length

@@ -168,14 +168,14 @@ class TeacherCache:
         self.of, filled = whole_responses(run, encoder, questions), 0
         for found in self.of.values():
             for name, mine in found.items():
-                found[name] = [x for x in mine if x[1] or not cfg.right_only][: cfg.cached or None]
-            size = min(self.each, cfg.cached or self.each)
+                found[name] = [x for x in mine if x[1] or cfg.teacher_use != "right"]
+            size = self.each
             filled += fill_gaps(found, min(size, cfg.teacher_samples), size)
         if filled:
             print(f"  {filled} responses stand in for those of a teacher that has too few to a question")
         self.questions = [q for q in questions if any(self.of[q.id].values())]
         if not self.questions:
-            what = "no teacher response is right" if cfg.right_only else "no whole teacher response"
+            what = "no teacher response is right" if cfg.teacher_use == "right" else "no whole teacher response"
             raise UserError(f"{run.path}/teachers.jsonl: {what}; a run with a larger --max-new-tokens may have some")
 
     def draw(self, question: str, *purpose, count: int = 0) -> tuple[list[Response], list[int]]:

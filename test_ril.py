@@ -74,16 +74,19 @@ OURS = sorted(
 )
 STUDENTS = ["tiny-qwen", "tiny-internvl"]
 SMALL = "--pool 48 --valid-questions 24 --test-questions 24 --questions-per-step 4 --group-size 4".split()
-SMALL += "--steps 6 --d-steps 8 --eval-every 3 --eval-draws 2 --checkpoint-every 2 --micro-batch 3 --threads 1".split()
+SMALL += "--steps 6 --d-steps 8 --eval-every 3 --eval-draws 2 --checkpoint-every 2 --micro-batch 3 ".split()
 
 
 # ------------------------------------------------------------------------------------------------ helpers
 def command(cwd: Path, *flags: str) -> None:
-    """train.py with these flags in this process, in folder `cwd`."""
-    before = os.getcwd()
+    """train.py with these flags in this process, in folder `cwd`; name=VALUE sets a constant that is no flag."""
+    before, names = os.getcwd(), {f.name: f.type for f in dataclasses.fields(config.Config)}
+    constants = dict(x.split("=") for x in flags if x.partition("=")[0] in names)
+    flags = [x for x in flags if x.partition("=")[0] not in names]
     os.chdir(cwd)
     try:
-        train.main(list(flags))
+        cfg = dataclasses.replace(config.parse(flags), **{k: names[k](x) for k, x in constants.items()})
+        train.run_all(cfg, flags)
     finally:
         os.chdir(before)
 
@@ -145,7 +148,7 @@ def speaker(request):
 def straight(tmp_path_factory):
     """One whole small run of the real command from a shipped warm start, never interrupted."""
     folder = tmp_path_factory.mktemp("straight")
-    command(folder, "--run", "a", *SMALL)
+    command(folder, "--name", "a", *SMALL)
     return folder / "runs" / "a"
 
 
@@ -156,7 +159,7 @@ def whole(request, straight, tmp_path_factory):
         return straight, SMALL
     folder, flags = tmp_path_factory.mktemp(request.param), [*SMALL, "--student", request.param]
     flags += ["--teachers", f"{request.param}-teacher"]
-    command(folder, "--run", "a", *flags)
+    command(folder, "--name", "a", *flags)
     return folder / "runs" / "a", flags
 
 
@@ -250,7 +253,7 @@ def test_bad_questions_are_refused_in_one_line_before_anything_is_written(tmp_pa
     whole = (tmp_path / "torn.png").read_bytes()
     (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(data.UserError, match=re.escape(says)) as caught:
-        command(tmp_path, "--data", "file.jsonl", "--run", "bad")
+        command(tmp_path, "--data", "file.jsonl", "--name", "bad")
     assert "\n" not in str(caught.value) and not (tmp_path / "runs").exists()
 
 
@@ -1762,11 +1765,11 @@ def switched(straight: Path, tmp_path: Path, name: str, *flags: str, steps: int 
     """Metrics of two RIL steps with these flags, from the straight run's warm start, teachers and discriminator."""
     run = tmp_path / "runs" / name
     shutil.copytree(straight / "sft", run / "sft")
-    if "--no-d-pretrain" not in flags:
+    if list(flags) != ["--d-steps", "0"]:
         shutil.copytree(straight / "discriminator", run / "discriminator")
     if not {"--teachers", "--judged", "--judge-wrong"} & set(flags):
         shutil.copy(straight / "teachers.jsonl", run)
-    argv = ["--run", name, *SMALL, "--steps", str(steps), "--eval-every", "0", "--valid-questions", "4", *flags]
+    argv = ["--name", name, *SMALL, "--steps", str(steps), "--eval-every", "0", "--valid-questions", "4", *flags]
     for stage in ("teachers", "discriminator", "ril"):
         if stage in train.stages_of(config.parse(argv)):
             command(tmp_path, *argv, "--stage", stage)
@@ -1813,13 +1816,13 @@ def test_a_run_leaves_every_artefact(straight):
 
 def test_two_runs_of_one_command_give_identical_bytes(whole, tmp_path):
     straight, flags = whole
-    command(tmp_path, "--run", "b", *flags)
+    command(tmp_path, "--name", "b", *flags)
     assert same(straight, tmp_path / "runs" / "b")
 
 
 def test_a_run_stopped_after_each_stage_ends_with_the_same_bytes(straight, tmp_path):
     for stage in config.STAGES:
-        command(tmp_path, "--run", "c", "--stage", stage, *SMALL)
+        command(tmp_path, "--name", "c", "--stage", stage, *SMALL)
     assert same(straight, tmp_path / "runs/c")
 
 
@@ -1837,7 +1840,7 @@ def kill_and_resume(cwd: Path, flags: list[str], stage: str, step: int, mark: st
         "train.main(sys.argv[1:])\n"
     )
     how = dict(cwd=cwd, capture_output=True, text=True)
-    env, flags = dict(os.environ, PYTHONPATH=str(HOME)), ["--run", "k", *flags]
+    env, flags = dict(os.environ, PYTHONPATH=str(HOME)), ["--name", "k", *flags]
     killed = subprocess.run([sys.executable, "-c", code, *flags], env=env, **how)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (cwd / "runs/k" / train.STAGE_OF[stage][1]).exists()
@@ -1848,8 +1851,8 @@ def kill_and_resume(cwd: Path, flags: list[str], stage: str, step: int, mark: st
 
 @pytest.mark.parametrize("student", STUDENTS)
 def test_a_killed_warm_start_goes_on_from_its_checkpoint_and_ends_with_the_same_bytes(student, tmp_path):
-    flags = [*SMALL, "--student", student, "--stage", "sft", "--sft-steps", "55", "--sft-pictures", "4"]
-    command(tmp_path, "--run", "w", *flags)
+    flags = [*SMALL, "--student", student, "--stage", "sft", "--sft-steps", "55"]
+    command(tmp_path, "--name", "w", *flags)
     kill_and_resume(tmp_path, flags, "sft", 49, "sft-step40")
     for file in ("metrics.jsonl", "sft/model.safetensors"):
         assert (tmp_path / "runs/w" / file).read_bytes() == (tmp_path / "runs/k" / file).read_bytes(), file
@@ -1896,14 +1899,14 @@ def test_a_run_killed_inside_a_short_stage_leaves_no_half_of_it(straight, tmp_pa
         patch.setattr(train.Run, "log", log)
         patch.setattr(train, "draw_curves", stop)
         with pytest.raises(KeyboardInterrupt):
-            command(tmp_path, "--run", "h", *SMALL)
-    command(tmp_path, "--run", "h", *SMALL)
+            command(tmp_path, "--name", "h", *SMALL)
+    command(tmp_path, "--name", "h", *SMALL)
     assert same(straight, run)
 
 
 def test_another_configuration_is_refused_with_the_fields_that_differ(straight, tmp_path):
     with pytest.raises(data.UserError, match=r"seed 0 -> 1.*beta 0.01 -> 0.5|beta 0.01 -> 0.5.*seed 0 -> 1"):
-        command(straight.parent.parent, "--run", "a", *SMALL, "--seed", "1", "--beta", "0.5")
+        command(straight.parent.parent, "--name", "a", *SMALL, "--seed", "1", "--beta", "0.5")
 
 
 def test_the_loop_runs_on_packed_rows(straight, tmp_path, monkeypatch):
@@ -1932,7 +1935,7 @@ def test_the_loop_runs_on_packed_rows(straight, tmp_path, monkeypatch):
             total["decode" if length == 1 else "whole"] += rows * length
 
     handle = torch.nn.modules.module.register_module_forward_hook(count, with_kwargs=True)
-    command(tmp_path, "--run", "t", *SMALL, "--steps", "1", "--stage", "ril", "--micro-batch", "1")
+    command(tmp_path, "--name", "t", *SMALL, "--steps", "1", "--stage", "ril", "--micro-batch", "1")
     handle.remove()
     row = json.loads((tmp_path / "runs/t/metrics.jsonl").read_text().splitlines()[0])
     tokens = {who: [int((b.segment >= 0).sum()) for b in batches] for who, batches in passes.items()}
@@ -1960,7 +1963,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_questions
     save_file(weights, tmp_path / "runs/n/sft/model.safetensors", metadata={"format": "pt"})
     (tmp_path / "runs/n/metrics.jsonl").unlink()
     with pytest.raises(data.UserError, match="ril step 0: loss nan"):
-        command(tmp_path, "--run", "n", "--stage", "ril", *SMALL)
+        command(tmp_path, "--name", "n", "--stage", "ril", *SMALL)
     dump = json.loads((tmp_path / "runs/n/not-finite.json").read_text())
     assert len(dump["questions"]) == 4 and '"loss"' not in (tmp_path / "runs/n/metrics.jsonl").read_text()
 
@@ -1971,17 +1974,17 @@ def test_your_own_questions_train_the_tiny_student(tmp_path):
         q.images[0].save(tmp_path / f"{q.id}.png")
         lines.append(json.dumps(dict(id=q.id, image=f"{q.id}.png", question=q.text, answer=q.answer)))
     (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
-    command(tmp_path, "--run", "mine", "--data", "mine.jsonl", *SMALL, "--steps", "2")
+    command(tmp_path, "--name", "mine", "--data", "mine.jsonl", *SMALL, "--steps", "2")
     summary = json.loads((tmp_path / "runs/mine/summary.json").read_text())
     assert summary["test_questions"] > 0 and "sampled_after" in summary
     (tmp_path / "mine.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(data.UserError, match="data_hash"):  # another file under the same name is another run
-        command(tmp_path, "--run", "mine", "--data", "mine.jsonl", *SMALL, "--steps", "2")
+        command(tmp_path, "--name", "mine", "--data", "mine.jsonl", *SMALL, "--steps", "2")
 
 
 def test_a_student_learns_from_a_teacher_of_the_other_family_and_resumes(tmp_path):
     flags = ["--student", "tiny-internvl", *SMALL]
-    command(tmp_path, "--run", "x", *flags)
+    command(tmp_path, "--name", "x", *flags)
     run, again = tmp_path / "runs/x", tmp_path / "runs/y"
     rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [r for r in rows if r["stage"] == "ril" and "loss" in r]
@@ -1998,13 +2001,13 @@ def test_a_student_learns_from_a_teacher_of_the_other_family_and_resumes(tmp_pat
     for name in ("checkpoints/ril-step6", "checkpoints/last", "student", "last"):
         shutil.rmtree(again / name)
     (again / "summary.json").unlink()
-    command(tmp_path, "--run", "y", *flags)
+    command(tmp_path, "--name", "y", *flags)
     assert same(run, again)
 
 
 def test_ril_improves_a_student_on_held_out_questions(tmp_path):
     """From a shipped warm start; the accuracy is that of four sampled answers to each of 200 test questions."""
-    flags = "--run r --steps 24 --valid-questions 4 --eval-every 0 --threads 1".split()
+    flags = "--name r --steps 24 --valid-questions 4 --eval-every 0 ".split()
     for stage in ("sft", "teachers", "discriminator", "ril"):
         command(tmp_path, "--stage", stage, *flags)
     questions, shares = tiny_world.world_questions("test", 200), []
@@ -2042,7 +2045,7 @@ def test_teacher_building_is_reproducible_byte_for_byte(tmp_path, monkeypatch):
     for name in "xy":
         for module in (build, teachers):
             monkeypatch.setattr(module, "FOLDER", tmp_path / name)
-        build.main(["teacher", "--run", name, *small])
+        build.main(["teacher", "--name", name, *small])
         folder = tmp_path / name / "tiny-qwen-teacher"
         out.append([(folder / f).read_bytes() for f in ("model.safetensors", "responses.jsonl")])
     assert out[0] == out[1] and len(out[0][1].splitlines()) == 48 * 2
@@ -2053,10 +2056,18 @@ def test_a_built_student_is_the_trained_warm_start_in_bf16_and_runs_begin_there(
     monkeypatch.chdir(tmp_path)
     for module in (build, tiny_lessons):
         monkeypatch.setattr(module, "STUDENTS", tmp_path / "students")
-    flags = [*SMALL, "--student", student, "--sft-steps", "4", "--valid-questions", "2", "--threads", "1"]
-    command(tmp_path, "--run", "trained", *flags, "--stage", "sft")
-    build.main(["student", "--run", "built", *flags])
-    command(tmp_path, "--run", "begun", *flags, "--stage", "sft")
+    flags = [
+        *SMALL,
+        "--student",
+        student,
+        "--sft-steps",
+        "4",
+        "--valid-questions",
+        "2",
+    ]
+    command(tmp_path, "--name", "trained", *flags, "--stage", "sft")
+    build.main(["student", "--name", "built", *flags])
+    command(tmp_path, "--name", "begun", *flags, "--stage", "sft")
     folders = [tmp_path / "runs/trained/sft", tmp_path / f"students/{student}-seed0", tmp_path / "runs/begun/sft"]
     trained, built, begun = (load_file(folder / "model.safetensors") for folder in folders)
     assert trained.keys() == built.keys() == begun.keys()
@@ -2064,16 +2075,16 @@ def test_a_built_student_is_the_trained_warm_start_in_bf16_and_runs_begin_there(
         assert x.dtype == torch.float32 and torch.equal(x.bfloat16(), built[name]), name
         assert torch.equal(built[name], begun[name]), name
     with pytest.raises(data.UserError, match="only a tiny student"):
-        build.main(["student", "--run", "t", "--student", "tiny-qwen-teacher"])
+        build.main(["student", "--name", "t", "--student", "tiny-qwen-teacher"])
 
 
 def test_a_run_begins_at_the_shipped_warm_start_unless_a_setting_of_it_differs(tmp_path, capsys):
     said = "shipped warm start: results/students/tiny-qwen-seed3"
-    command(tmp_path, "--run", "a", "--stage", "sft", "--threads", "1", "--seed", "3")
+    command(tmp_path, "--name", "a", "--stage", "sft", "--seed", "3")
     assert said in capsys.readouterr().out
     weights = [x / "model.safetensors" for x in (tmp_path / "runs/a/sft", tiny_lessons.STUDENTS / "tiny-qwen-seed3")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    command(tmp_path, "--run", "b", "--stage", "sft", "--threads", "1", "--seed", "3", "--sft-steps", "1")
+    command(tmp_path, "--name", "b", "--stage", "sft", "--seed", "3", "--sft-steps", "1")
     assert "shipped" not in capsys.readouterr().out
     default = config.parse([])
     assert tiny_lessons.shipped_warm_start(default) == tiny_lessons.STUDENTS / "tiny-qwen-seed0"
@@ -2123,11 +2134,10 @@ def test_committed_teacher_answers_every_question_of_the_pool(name, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ switches
 SWITCHES = {  # what the slow step (tests/test_slow_step.py) takes from the real run as given; it covers all others
-    "D without pre-training": "--no-d-pretrain",
+    "D without pre-training": "--d-steps 0",
     "half the questions judged": "--judged 0.5",
     "judge wrong": "--judge-wrong 0.5",
-    "one cached response": "--cached 1",
-    "right responses only": "--right-only",
+    "right responses only": "--teacher-use right",
     "paper sampling": "--sampling paper",
 }
 
@@ -2157,26 +2167,21 @@ def test_switches_of_texts_and_verdicts_reach_the_loop(straight, default_rows, t
         (["--group-size", "0"], "--group-size 0: must be above 0"),
         (["--lr", "nan"], "--lr nan"),
         (["--data", "nothing.jsonl"], "nothing.jsonl: no such file"),
-        (["--run", "../x"], "--run"),
+        (["--name", "../x"], "--name"),
         (["--no-resume", "--stage", "ril"], "--no-resume"),
         (["--stage", "ril"], "run --stage sft first"),
         (["--algo", "ril", "--teacher-use", "none"], "needs teachers"),
-        (["--algo", "dr_grpo", "--d-input", "question"], "--d-input question without a --discriminator"),
-        (["--algo", "dr_grpo", "--similarity", "binary"], "needs a --discriminator"),
+        (["--algo", "dr_grpo", "--d-input", "question"], "--d-input question needs a --similarity of D"),
+        (["--algo", "dr_grpo", "--similarity", "binary"], "D reads teacher text: --teacher-use"),
         (["--teachers", "tiny-qwen-teacher,reference", "--group-size", "3"], "cannot be split over 2 teachers"),
-        (["--answer", "none", "--similarity", "none", "--discriminator", "none"], "no reward: --answer none"),
-        (["--student-rows", "none"], "leaves no group"),
+        (["--judged", "0", "--similarity", "none"], "no reward: --judged 0"),
+        (["--algo", "distill", "--similarity", "binary"], "nothing for D to tell apart"),
         (["--algo", "dr_grpo", "--similarity", "constant"], "marks teacher rows"),
-        (["--discriminator", "frozen", "--no-d-pretrain"], "has learned nothing"),
+        (["--d-lr", "0", "--d-steps", "0"], "has learned nothing"),
         (["--judged", "1.5"], "between 0 and 1"),
-        (["--similarity", "constant"], "leaves D without a say"),
-        (
-            ["--teacher-use", "discriminator", "--discriminator", "none", "--similarity", "none"],
-            "needs a --discriminator",
-        ),
+        (["--teacher-use", "discriminator", "--similarity", "none"], "needs a --similarity of D"),
         (["--algo", "distill", "--mu", "2"], "has no ratio"),
         (["--algo", "grpo", "--group-size", "1"], "a group of one"),
-        (["--algo", "dr_grpo", "--right-only"], "need teachers"),
         (["--frozen", "vision,eyes"], "--frozen eyes: unknown"),
         (["--preset", "paper", "--data", "mine.jsonl"], "name the --teachers: served ones"),
         (["--sft-epochs", "2"], "counts passes over --sft-data"),
@@ -2290,7 +2295,7 @@ def test_the_readmes_third_family_is_exact_and_trains(tmp_path, monkeypatch):
         stock = vlm.hf.generate(**stock_inputs(vlm, p, p.ids), **how)
         assert stock[0, len(p.ids) :].tolist() == r.ids
     loading.save(vlm, tmp_path / "student", torch.float32)
-    few = ["--run", "t", "--student", str(tmp_path / "student"), *SMALL, "--steps", "1", "--d-steps", "1"]
+    few = ["--name", "t", "--student", str(tmp_path / "student"), *SMALL, "--steps", "1", "--d-steps", "1"]
     command(tmp_path, *few)
     assert metrics(tmp_path / "runs/t")[-1]["stage"] == "ril" and (tmp_path / "runs/t/student/config.json").is_file()
 
@@ -2324,7 +2329,7 @@ def test_the_readmes_lines_turn_public_sets_into_our_questions(tmp_path, monkeyp
 
 # ------------------------------------------------------------------------------------------------ ranks and real names
 def torchrun(cwd: Path, ranks: int, script: Path, *flags: str) -> subprocess.CompletedProcess:
-    """`script` in so many gloo processes; -- keeps torchrun from taking --run for one of its own flags."""
+    """`script` in so many gloo processes; -- keeps torchrun from taking --name for one of its own flags."""
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "--"]
     argv += [str(script), *flags]
     env = dict(os.environ, PYTHONPATH=str(HOME), OMP_NUM_THREADS="1")
@@ -2343,8 +2348,8 @@ def test_two_ranks_log_what_one_process_logs(whole, tmp_path):
     more = ["--data", mine, "--student", str(straight / "sft"), "--lr", "1e-5", "--d-lr", "1e-5"]
     more += ["--questions-per-step", "5", "--micro-batch", "2", "--steps", "3", "--frozen", frozen, "--mu", "2"]
     flags = [*flags, *more, "--seed", "1"]  # with seed 0 one draw lies within 5e-7 of the border between two tokens
-    command(tmp_path, "--run", "one", *flags)
-    ran = torchrun(tmp_path, 2, HOME / "train.py", "--run", "two", *flags)
+    command(tmp_path, "--name", "one", *flags)
+    ran = torchrun(tmp_path, 2, HOME / "train.py", "--name", "two", *flags)
     assert ran.returncode == 0, ran.stderr[-3000:]
     one, two = metrics(tmp_path / "runs/one"), metrics(tmp_path / "runs/two")
     assert len([r for r in one if "loss" in r and r["stage"] == "ril"]) == 3
@@ -2368,12 +2373,12 @@ def test_two_nodes_of_one_rank_log_what_one_process_logs(straight, tmp_path):
         for part in ("sft", "discriminator"):
             shutil.copytree(straight / part, tmp_path / "runs" / name / part)
         shutil.copy(straight / "teachers.jsonl", tmp_path / "runs" / name)
-    command(tmp_path, "--run", "one", *flags)
+    command(tmp_path, "--name", "one", *flags)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE="2")
     where |= dict(LOCAL_WORLD_SIZE="1", LOCAL_RANK="0", GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1")
-    argv = [sys.executable, str(HOME / "train.py"), "--run", "nodes", *flags]
+    argv = [sys.executable, str(HOME / "train.py"), "--name", "nodes", *flags]
     nodes = [
         subprocess.Popen(argv, cwd=tmp_path, env=os.environ | where | dict(RANK=str(r)), stderr=-1) for r in (0, 1)
     ]
@@ -2389,9 +2394,14 @@ def test_two_nodes_of_one_rank_log_what_one_process_logs(straight, tmp_path):
 def test_a_sharded_teacher_says_on_two_ranks_what_it_says_on_one_and_goes_on_after_a_kill(tmp_path, monkeypatch):
     """Every rank gathers its layers as often as the other: uneven questions, texts without pictures, early ends."""
     flags = ["--data", own_questions(tmp_path, 90, without=3), "--teachers", str(teachers.FOLDER / "tiny-qwen-teacher")]
-    flags += ["--teacher-samples", "2", "--stage", "teachers", "--threads", "1"]
-    command(tmp_path, "--run", "one", *flags)
-    ran = torchrun(tmp_path, 2, HOME / "train.py", "--run", "two", *flags)
+    flags += [
+        "--teacher-samples",
+        "2",
+        "--stage",
+        "teachers",
+    ]
+    command(tmp_path, "--name", "one", *flags)
+    ran = torchrun(tmp_path, 2, HOME / "train.py", "--name", "two", *flags)
     assert ran.returncode == 0, ran.stderr[-3000:]
     one, two = ((tmp_path / "runs" / name / "teachers.jsonl").read_bytes() for name in ("one", "two"))
     rows = [json.loads(x) for x in one.splitlines()]
@@ -2407,14 +2417,14 @@ def test_a_sharded_teacher_says_on_two_ranks_what_it_says_on_one_and_goes_on_aft
 
     monkeypatch.setattr(asking, "rollout", dies)
     with pytest.raises(KeyboardInterrupt):
-        command(tmp_path, "--run", "killed", *flags)
+        command(tmp_path, "--name", "killed", *flags)
     (part,) = (tmp_path / "runs/killed").glob("teachers-*.part.jsonl")
     assert len(part.read_text().splitlines()) == 2 * 64
     with part.open("r+b") as file:  # and the last line torn, inside a character of several bytes
         file.truncate(part.stat().st_size - 9)
         file.seek(0, 2)
         file.write(b"\xc3")
-    command(tmp_path, "--run", "killed", *flags)
+    command(tmp_path, "--name", "killed", *flags)
     assert (tmp_path / "runs/killed/teachers.jsonl").read_bytes() == one and calls[2:] == [len(rows) // 2 - 63]
 
 
@@ -2429,7 +2439,7 @@ def test_more_processes_than_gpus_and_a_port_in_use_are_one_line(monkeypatch, tm
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         where = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(taken.getsockname()[1]), WORLD_SIZE="2", RANK="0")
-        argv = [sys.executable, str(HOME / "train.py"), "--run", "x"]
+        argv = [sys.executable, str(HOME / "train.py"), "--name", "x"]
         ran = subprocess.run(argv, cwd=tmp_path, env=os.environ | where, capture_output=True, text=True, timeout=100)
     assert ran.returncode == 2 and ran.stderr.startswith("error: the processes cannot meet at 127.0.0.1:")
     assert "port is in use" in ran.stderr and not (tmp_path / "runs").exists()
@@ -2456,8 +2466,8 @@ def test_random_weights_take_a_published_name_through_the_whole_loop(name, tmp_p
         (tmp_path / f"{who}.json").write_text(json.dumps(config_json))
     monkeypatch.setattr(families, "CONFIGS", tmp_path)
     few = "--steps 1 --questions-per-step 2 --group-size 2 --max-new-tokens 40 --pool 16 --valid-questions 2"
-    few += " --test-questions 2 --d-steps 1 --eval-draws 1 --image-tokens 300 --judge qwen2.5-32b --threads 1"
-    command(tmp_path, "--run", "r", "--student", name, "--random-weights", *few.split())
+    few += " --test-questions 2 --d-steps 1 --eval-draws 1 --image-tokens 300 --judge qwen2.5-32b "
+    command(tmp_path, "--name", "r", "--student", name, "--random-weights", *few.split())
     row = next(r for r in metrics(tmp_path / "runs/r") if r["stage"] == "ril" and "loss" in r)
     assert np.isfinite(row["loss"]) and row["tokens"] > 1 and row["packed_tokens"] > 2 * 144
     verdicts = [json.loads(x)["verdict"] for x in (tmp_path / "runs/r/verdicts.jsonl").read_text().splitlines()]
@@ -2529,7 +2539,7 @@ def test_a_bf16_student_says_what_its_bf16_replica_says_bit_for_bit(vlm, tmp_pat
 
 def test_two_ranks_killed_and_resumed_end_with_the_same_bytes_and_one_goes_on_from_their_checkpoint(straight, tmp_path):
     flags = [*SMALL, "--student", str(straight / "sft"), "--valid-questions", "8", "--test-questions", "8"]
-    whole = torchrun(tmp_path, 2, HOME / "train.py", "--run", "w", *flags)
+    whole = torchrun(tmp_path, 2, HOME / "train.py", "--name", "w", *flags)
     assert whole.returncode == 0, whole.stderr[-3000:]
     mark = "runs/k/checkpoints/ril-step4"
     (tmp_path / "killed.py").write_text(
@@ -2543,19 +2553,19 @@ def test_two_ranks_killed_and_resumed_end_with_the_same_bytes_and_one_goes_on_fr
         "train.Run.log = log\n"
         "train.main(sys.argv[1:])\n"
     )
-    killed = torchrun(tmp_path, 2, tmp_path / "killed.py", "--run", "k", *flags)
+    killed = torchrun(tmp_path, 2, tmp_path / "killed.py", "--name", "k", *flags)
     assert killed.returncode != 0 and not (tmp_path / "runs/k/last").exists()
     shutil.copytree(tmp_path / "runs/k", tmp_path / "runs/one", symlinks=True)
     shutil.copytree(tmp_path / "runs/k", tmp_path / "runs/torn", symlinks=True)
-    resumed = torchrun(tmp_path, 2, HOME / "train.py", "--run", "k", *flags)
+    resumed = torchrun(tmp_path, 2, HOME / "train.py", "--name", "k", *flags)
     assert resumed.returncode == 0 and f"goes on from {mark}" in resumed.stdout, resumed.stderr[-3000:]
     assert same(tmp_path / "runs/w", tmp_path / "runs/k")
-    command(tmp_path, "--run", "one", *flags)  # one process goes on where two stopped
+    command(tmp_path, "--name", "one", *flags)  # one process goes on where two stopped
     two, one = metrics(tmp_path / "runs/w"), metrics(tmp_path / "runs/one")
     assert len(two) == len(one) and two[:-4] == one[: len(two) - 4]
     torn = next((tmp_path / "runs/torn/checkpoints/ril-step4").glob("__1_*.distcp"))
     torn.write_bytes(torn.read_bytes()[:-1])
-    ran = torchrun(tmp_path, 1, HOME / "train.py", "--run", "torn", "--stage", "ril", *flags)
+    ran = torchrun(tmp_path, 1, HOME / "train.py", "--name", "torn", "--stage", "ril", *flags)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert "ril-step4 is damaged and left out" in ran.stdout and "ril-step2" in ran.stdout
     assert len(metrics(tmp_path / "runs/torn")) == len(two)
@@ -2575,16 +2585,16 @@ def test_a_full_disk_during_a_save_is_one_line_and_the_checkpoint_before_it_stay
         "train.Checkpoints.save = save\n"
         "train.run_command(train.main)\n"
     )
-    argv = [sys.executable, str(tmp_path / "full.py"), "--run", "f", *flags]
+    argv = [sys.executable, str(tmp_path / "full.py"), "--name", "f", *flags]
     env = os.environ | dict(PYTHONPATH=str(HOME))
     if ranks == 1:
         ran = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
         assert ran.returncode == 2 and ran.stderr.startswith("error: runs/f/checkpoints: a checkpoint cannot be"), ran
     else:
-        ran = torchrun(tmp_path, 2, tmp_path / "full.py", "--run", "f", *flags)
+        ran = torchrun(tmp_path, 2, tmp_path / "full.py", "--name", "f", *flags)
         assert ran.returncode != 0 and "error: runs/f/checkpoints: a checkpoint cannot be" in ran.stderr, ran.stderr
     assert [p.name for p in sorted((tmp_path / "runs/f/checkpoints").glob("ril-step?"))] == ["ril-step2"]
-    command(tmp_path, "--run", "f", *flags)
+    command(tmp_path, "--name", "f", *flags)
     assert [r["step"] for r in metrics(tmp_path / "runs/f") if r["stage"] == "ril" and "loss" in r] == list(range(6))
 
 
@@ -2764,7 +2774,7 @@ def test_a_published_name_comes_from_the_hub_and_without_it_one_line_says_what_w
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     says = r"Qwen/Qwen2.5-VL-7B-Instruct.*no network.*tiny-qwen.*--random-weights"
     with pytest.raises(data.UserError, match=says):
-        command(tmp_path, "--student", "qwen2.5-vl-7b", "--run", "real")
+        command(tmp_path, "--student", "qwen2.5-vl-7b", "--name", "real")
     assert not (tmp_path / "runs").exists()  # the next command is not refused for a run that never began
 
 
@@ -2829,9 +2839,9 @@ def test_the_pilot_says_how_near_a_tie_greedy_texts_part(name):
 
 
 def test_the_pilot_writes_its_page(tmp_path, monkeypatch):
-    few = "--sft-steps 20 --questions-per-step 4 --group-size 4 --d-steps 2 --eval-draws 1 --threads 1".split()
+    few = "--sft-steps 20 --questions-per-step 4 --group-size 4 --d-steps 2 --eval-draws 1 ".split()
     monkeypatch.chdir(tmp_path)
-    pilot.main(["--run", "p", *few])
+    pilot.main(["--name", "p", *few])
     page = (tmp_path / "runs/p-pilot/pilot.md").read_text()
     assert "8 of 8 prompts, token for token" in page and "planned" in page and "tiny-qwen-teacher:" in page
     gap = float(re.search(r"largest difference (\S+)", page).group(1))
@@ -2856,7 +2866,7 @@ def test_a_served_teachers_answers_survive_a_dead_server_without_loss_or_doubles
         handler.say(text, reason="length" if len(served) == 3 else "stop")
 
     with stub_server(answer) as (url, _):
-        flags = ["--run", "t", *SMALL, "--data", file, "--student", str(straight / "sft"), "--steps", "1"]
+        flags = ["--name", "t", *SMALL, "--data", file, "--student", str(straight / "sft"), "--steps", "1"]
         flags += ["--teachers", f"big={url}", "--teacher-samples", "2"]
         with pytest.raises(data.UserError, match="tries without a usable answer"):
             command(tmp_path, *flags, "--stage", "sft")
@@ -2882,7 +2892,17 @@ def test_responses_from_a_file_fill_in_for_a_teacher_that_has_too_few(straight, 
     lines = [dict(question=q.id, teacher="a", text=f"the answer is {q.answer}") for q in questions for _ in range(4)]
     lines += [dict(question=q.id, teacher="b", text="final red") for q in questions[10:] for _ in range(4)]
     (tmp_path / "said.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    flags = ["--run", "f", *SMALL, "--steps", "1", "--teachers", "a,b", "--teachers-file", str(tmp_path / "said.jsonl")]
+    flags = [
+        "--name",
+        "f",
+        *SMALL,
+        "--steps",
+        "1",
+        "--teachers",
+        "a,b",
+        "--teachers-file",
+        str(tmp_path / "said.jsonl"),
+    ]
     command(tmp_path, *flags, "--student", str(straight / "sft"))
     out = capsys.readouterr().out
     assert "20 responses stand in" in out  # ten questions without b, two of its rows in each group
@@ -2904,10 +2924,10 @@ def test_responses_from_a_file_fill_in_for_a_teacher_that_has_too_few(straight, 
 
 
 def test_teachers_are_asked_for_more_where_the_discriminators_pre_training_comes_by(straight, tmp_path, monkeypatch):
-    """A served teacher and one asked here: --d-samples for what pre-training visits, --teacher-samples for the rest."""
+    """A served teacher and one asked here: d_samples for what pre-training visits, --teacher-samples for the rest."""
     file, drawn = own_questions(tmp_path, 60), {}
-    flags = ["--run", "t", *SMALL, "--data", file, "--student", str(straight / "sft")]
-    flags += ["--teacher-samples", "1", "--d-samples", "3", "--d-steps", "2"]
+    flags = ["--name", "t", *SMALL, "--data", file, "--student", str(straight / "sft")]
+    flags += ["--teacher-samples", "1", "d_samples=3", "--d-steps", "2"]
     with stub_server(lambda handler, body: handler.say("red")) as (url, asked):
         command(tmp_path, *flags, "--teachers", f"big={url},tiny-qwen-teacher", "--stage", "sft")
         command(tmp_path, *flags, "--teachers", f"big={url},tiny-qwen-teacher", "--stage", "teachers")
@@ -2940,7 +2960,7 @@ def test_pre_training_uses_what_a_cache_has_and_warns_where_d_learned_nothing(st
         return pack(self, groups, *more)
 
     monkeypatch.setattr(disc.Discriminator, "pack", noted)
-    learning_nothing = ["--d-samples", "9", "--d-steps", "1", "--d-pretrain-lr", "1e-9"]
+    learning_nothing = ["d_samples=9", "--d-steps", "1", "d_pretrain_lr=1e-9"]
     for name, flags in {
         "rows of 8": ["--group-size", "4", *learning_nothing],
         "rows of 18": ["--group-size", "9", *learning_nothing],
@@ -2950,7 +2970,7 @@ def test_pre_training_uses_what_a_cache_has_and_warns_where_d_learned_nothing(st
         run = tmp_path / "runs" / name
         shutil.copytree(straight / "sft", run / "sft")
         shutil.copy(straight / "teachers.jsonl", run)
-        command(tmp_path, "--run", name, *SMALL, *flags, "--stage", "discriminator")
+        command(tmp_path, "--name", name, *SMALL, *flags, "--stage", "discriminator")
         out[name] = (metrics(run)[-1], list(texts), capsys.readouterr().out)
     row, sizes, said = out["rows of 8"]
     assert sizes == [8, 8, 2] * 10  # 6 held-out questions and 4 of the step, 9 + 9 texts each
@@ -3000,7 +3020,7 @@ def test_the_loop_runs_with_a_served_judge_and_names_a_dead_one(straight, tmp_pa
         rows = switched(straight, tmp_path, "s", "--judge", url, "--teachers", "reference", "--teacher-samples", "4")
         assert len(got) > 50 and any(0 < r["answer"] < 1 or 0 < r["teacher_answer"] < 1 for r in rows)
     with pytest.raises(data.UserError, match=f"{url}.*is it running"):
-        command(tmp_path, "--run", "dead", *SMALL, "--student", str(straight / "sft"), "--judge", url)
+        command(tmp_path, "--name", "dead", *SMALL, "--student", str(straight / "sft"), "--judge", url)
 
 
 def test_selection_keeps_what_the_teacher_knows_and_the_student_does_not_and_resumes(
@@ -3011,7 +3031,7 @@ def test_selection_keeps_what_the_teacher_knows_and_the_student_does_not_and_res
     long = json.loads(lines[0]) | dict(id="long", answer="red " * 60)
     (tmp_path / file).write_text("\n".join([*lines, json.dumps(long)]) + "\n")
     monkeypatch.chdir(tmp_path)
-    flags = ["--run", "q", *SMALL, "--data", file, "--student", str(straight / "sft"), "--keep", "10"]
+    flags = ["--name", "q", *SMALL, "--data", file, "--student", str(straight / "sft"), "--keep", "10"]
     selection.main(flags)
     run = tmp_path / "runs/q"
     scores = {r["question"]: r["score"] for r in map(json.loads, (run / "scores.jsonl").read_text().splitlines())}
@@ -3050,8 +3070,8 @@ def test_a_folder_can_be_warmed_up_on_your_own_answers(straight, tmp_path, monke
         return update(optimizer, *more)
 
     monkeypatch.setattr(train, "update", noted)
-    flags = ["--run", "w", *SMALL[2:], "--student", str(straight / "sft"), "--stage", "sft"]
-    command(tmp_path, *flags, "--sft-data", str(tmp_path / file), "--sft-epochs", "30", "--sft-pictures", "6")
+    flags = ["--name", "w", *SMALL[2:], "--student", str(straight / "sft"), "--stage", "sft"]
+    command(tmp_path, *flags, "--sft-data", str(tmp_path / file), "--sft-epochs", "30", "sft_pictures=6")
     assert len(rates) == 30 * 12 / 6 and rates.index(max(rates)) == 29  # it warms up in half of the steps, not in 50
     with pytest.raises(data.UserError, match="counted in epochs"):
         config.parse(["--sft-data", str(tmp_path / file), "--sft-steps", "60"])

@@ -1,8 +1,8 @@
 """RIL: a small vision-language model learns from teachers by reinforcement and imitation (arXiv 2510.19307).
 
     python train.py                                   # the whole loop on the tiny world, a CPU, three minutes
-    python train.py --run mine --data mine.jsonl      # your own questions
-    python train.py --run long --steps 120 --seed 3   # longer, another seed; the run lies in runs/long
+    python train.py --name mine --data mine.jsonl      # your own questions
+    python train.py --name long --steps 120 --seed 3   # longer, another seed; the run lies in runs/long
     torchrun --nproc_per_node 8 train.py --student qwen2.5-vl-7b      # real scale: tools.plan and tools.pilot first
     python train.py --help                            # every setting, with the paper's value beside it
 
@@ -171,7 +171,7 @@ def discriminator(run: Run) -> None:
     if visits and found["d_accuracy"] < D_ALARM:
         print(
             f"  WARNING: D ends at {found['d_accuracy']:.3f} on held-out questions, below {D_ALARM}: it hardly tells "
-            "student from teacher, so its reward is noise; take more --d-steps or a larger --d-pretrain-lr"
+            "student from teacher, so its reward is noise; take more --d-steps"
         )
     weights = {name: full_tensor(x.detach()).cpu().contiguous() for name, x in D.state_dict().items()}
     with new_folder(run.path / "discriminator") as part:
@@ -231,7 +231,7 @@ def ril(run: Run) -> None:
     in_mean = G if cfg.teacher_use == "discriminator" else G + T  # of G student and T teacher rows: the group's mean
     scored = G if cfg.teacher_use in ("discriminator", "baseline") else G + T  # and those that the policy is scored on
     objective = dict(responses=P * in_mean, max_length=cfg.max_new_tokens, eps=cfg.eps, beta=cfg.beta, kl_kind=cfg.kl)
-    objective |= dict(length_mean=cfg.length == "mean", teacher_use=cfg.teacher_use)
+    objective |= dict(length_mean=cfg.length_norm == "mean", teacher_use=cfg.teacher_use)
     if start == 0:
         validate(run, replica, student, parts["valid"], 0, progress)
 
@@ -277,7 +277,7 @@ def ril(run: Run) -> None:
 
         # 6 rewards: r_sim from the just-updated D, r_ans from the judge (line 10)
         similarity = similarity_of(cfg.similarity, asked, groups, is_teacher, student_logit)
-        answer = answers_of(judge, asked, fresh, cached, G + T) * (cfg.answer == "judge")
+        answer = answers_of(judge, asked, fresh, cached, G + T)
         reward = rewards(similarity, answer)
 
         # 7 advantages over the whole group (line 10)
@@ -396,16 +396,15 @@ def evaluate_run(run: Run) -> None:
     summary.json.
     """
     cfg, judge = run.cfg, judge_of(run)
-    prefix = f"{cfg.ask_prefix} " if cfg.ask_prefix else ""
-    test = [replace(q, text=prefix + q.text) for q in split(cfg)["test"]]
+    test = [replace(q, text=f"look {q.text}") if cfg.evaluated == "look" else q for q in split(cfg)["test"]]
     players = {"before": run.path / "sft", "after": run.path / "student", "last": run.path / "last"}
     if cfg.teacher_use != "none":
         names = [n for n in cfg.teachers.split(",") if n != "reference" and "=" not in n and n not in FULL]
         names = [] if cfg.teachers_file else names
         players |= {f"teacher{'_2' * bool(i)}": name for i, name in enumerate(names[:2])}
-    if cfg.evaluated == "after":
+    if cfg.evaluated != "all":
         players = {"after": players["after"]}
-    summary, texts, answers = {"run": cfg.run, "algo": cfg.algo, "test_questions": len(test)}, {}, []
+    summary, texts, answers = {"name": cfg.name, "algo": cfg.algo, "test_questions": len(test)}, {}, []
     how = (cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
     for who in tqdm(players, "evaluation", delay=2, disable=not run.first):
         is_teacher = who.startswith("teacher")
@@ -456,7 +455,7 @@ def check_players(cfg: Config) -> Encoder:
     files = ((cfg.teachers_file, ("question", "teacher", "text")), (cfg.sft_data, ("id", "question", "answer")))
     for file, fields in filter(lambda x: x[0], files):
         read_jsonl(file, fields)
-    cached = (Path("runs") / cfg.run / "teachers.jsonl").exists()
+    cached = (Path("runs") / cfg.name / "teachers.jsonl").exists()
     for name in cfg.teachers.split(",") if cfg.teacher_use != "none" else ():
         if "=" in name:
             Server(name.partition("=")[2])  # or one line that says what is wrong with the address
@@ -551,8 +550,8 @@ def run_all(cfg: Config, argv: list[str]) -> Run:
         check_questions(cfg, encoder)
     needed = STAGES[: STAGES.index(cfg.stage)] if cfg.stage in STAGES and cfg.stage != "teachers" else ()
     for earlier in stages_of(cfg):
-        if earlier in needed and not (Path("runs") / cfg.run / STAGE_OF[earlier][1]).exists():
-            missing = Path("runs") / cfg.run / STAGE_OF[earlier][1]
+        if earlier in needed and not (Path("runs") / cfg.name / STAGE_OF[earlier][1]).exists():
+            missing = Path("runs") / cfg.name / STAGE_OF[earlier][1]
             raise UserError(f"--stage {cfg.stage} needs {missing}; run --stage {earlier} first")
     if is_url(cfg.judge) and rank_and_world()[0] == 0:
         Server(cfg.judge).name_model()  # a dead judge is named now, before anything is written

@@ -47,7 +47,7 @@ HOME = Path(__file__).resolve().parent.parent
 
 def device_of(cfg) -> str:
     """cpu, or this process's GPU."""
-    kind = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
     return kind if kind == "cpu" else f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
 
 
@@ -80,7 +80,7 @@ def pretraining_questions(cfg, questions: list, usable: Iterable | None = None) 
     The order is that of ALL training questions, so it is known before a teacher is asked. `usable`: the ids of those
     with a response (None: all); the others are passed over, which moves nobody else.
     """
-    if cfg.discriminator == "none" or not (cfg.d_pretrain and cfg.d_steps):
+    if cfg.discriminator == "none" or not cfg.d_steps:
         return [], []
     usable = {q.id for q in questions} if usable is None else set(usable)
     here = [q for q in questions if q.id in usable]
@@ -95,7 +95,7 @@ def pretraining_questions(cfg, questions: list, usable: Iterable | None = None) 
 
 
 # ------------------------------------------------------------------------------------------------ settings
-FREE = "stage resume run keep checkpoint_every threads device offload gpus gpu_memory".split()  # may change on resume
+FREE = "stage resume name keep checkpoint_every threads offload gpus gpu_memory".split()  # may change on resume
 
 
 def settings_of(cfg) -> dict:
@@ -116,7 +116,7 @@ def check_settings(folder: Path, cfg) -> None:
         change = ", ".join(f"{k} {theirs.get(k)!r} -> {ours[k]!r}" for k in differ)
         raise UserError(
             f"{folder} holds a run of another configuration: {change}; "
-            "choose --run NAME, or --no-resume, which deletes it"
+            "choose --name NAME, or --no-resume, which deletes it"
         )
 
 
@@ -130,7 +130,7 @@ class Run:
     """runs/NAME: its settings, files and log, and where its models are (device, mesh)."""
 
     def __init__(self, cfg, argv: list[str]):
-        self.cfg, self.path, self.first = cfg, Path("runs") / cfg.run, rank_and_world()[0] == 0
+        self.cfg, self.path, self.first = cfg, Path("runs") / cfg.name, rank_and_world()[0] == 0
         self.device, self.mesh = device_of(cfg), start_ranks(device_of(cfg).partition(":")[0])
         self.known_judge = None  # engine/players.py
         if self.first and not cfg.resume:

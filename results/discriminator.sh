@@ -5,13 +5,13 @@ source "$(dirname "$0")/study.sh"
 study discriminator "0 1 2 3 4"
 AGAINST=ril
 cell ril --algo ril
-cell constant-reward --discriminator none --similarity constant
+cell constant-reward --similarity constant
 cell teacher-in-D-only --teacher-use discriminator
 cell sft-replies --algo distill
-cell sft-right-replies --algo distill --right-only
+cell sft-right-replies --algo distill --teacher-use right
 cell sft-then-dr_grpo --algo dr_grpo --student runs/discriminator-sft-replies-SEED/student
-cell oracle-look --discriminator none --similarity oracle
+cell oracle-look --similarity oracle
 cell D-question --d-input question
 cell D-picture --d-input picture
-cell look-prompted-ceiling --algo dr_grpo --steps 0 --ask-prefix look
+cell look-prompted-ceiling --algo dr_grpo --steps 0 --evaluated look
 run_study

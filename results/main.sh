@@ -9,7 +9,7 @@ cell grpo --algo grpo
 cell dr_grpo --algo dr_grpo
 cell dr_grpo-2G --algo dr_grpo --group-size 16
 cell distill-A --algo distill --teachers $A
-cell no-D-A --discriminator none --similarity none --teachers $A
+cell no-D-A --similarity none --teachers $A
 cell ril-A --algo ril --teachers $A
 cell ril-B --algo ril --teachers $B
 cell ril-A+B --algo ril --teachers $A,$B

@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
-SHARED="--threads 1 --test-questions 2000 --eval-draws 2 --evaluated after --eval-every 20 --checkpoint-every 60"
+SHARED="--test-questions 2000 --eval-draws 2 --evaluated after --eval-every 20 --checkpoint-every 60"
 CORES=$(env -u OMP_NUM_THREADS nproc)  # nproc obeys that variable
 export PYTHON CORES OMP_NUM_THREADS=1
 
@@ -23,7 +23,7 @@ cell() {
 
 one_job() {  # NAME FLAGS...: one run; prints how many of the study's runs are there and about how long the rest takes
   mkdir -p runs
-  "$PYTHON" train.py --run "$@" >"runs/$1.log" 2>&1 || { echo "failed: $1, see runs/$1.log" >&2; return 1; }
+  "$PYTHON" train.py --name "$@" >"runs/$1.log" 2>&1 || { echo "failed: $1, see runs/$1.log" >&2; return 1; }
   done=0
   while read -r name _; do [ -e "runs/$name/summary.json" ] && done=$((done + 1)); done <"$JOBS"
   total=$(wc -l <"$JOBS")

@@ -5,12 +5,12 @@ study weak_judge "0 1 2 3 4"
 AGAINST=ril-25
 cell ril-25 --judged 0.25
 cell dr_grpo-25 --algo dr_grpo --judged 0.25
-cell no-D-25 --discriminator none --similarity none --judged 0.25
-cell constant-25 --discriminator none --similarity constant --judged 0.25
+cell no-D-25 --similarity none --judged 0.25
+cell constant-25 --similarity constant --judged 0.25
 cell in-D-only-25 --teacher-use discriminator --judged 0.25
-cell no-judge-in-D-only --teacher-use discriminator --answer none
+cell no-judge-in-D-only --teacher-use discriminator --judged 0
 cell ril-wrong-20 --judge-wrong 0.2
-cell no-D-wrong-20 --discriminator none --similarity none --judge-wrong 0.2
-cell constant-wrong-20 --discriminator none --similarity constant --judge-wrong 0.2
+cell no-D-wrong-20 --similarity none --judge-wrong 0.2
+cell constant-wrong-20 --similarity constant --judge-wrong 0.2
 cell dr_grpo-wrong-20 --algo dr_grpo --judge-wrong 0.2
 run_study

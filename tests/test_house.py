@@ -133,7 +133,7 @@ def test_importing_every_file_changes_nothing_in_the_process():
 def test_a_stock_model_beside_ours_keeps_stock_attention(name, tmp_path, published):
     ours = loading.load(name, 1)
     loading.save(ours, tmp_path / "w")
-    prompts = [ours.encode_question(q) for q in tiny_world.world_questions("train", 2)]
+    prompts = [ours.encoder.encode_question(q) for q in tiny_world.world_questions("train", 2)]
     ro.rollout(ours, prompts, ["a", "b"], 2, 4)
     ours(
         model.pack(ours.encode_pictures(prompts), [[ours.encoder.reply_ids("red"), ours.encoder.reply_ids("blue")]] * 2)

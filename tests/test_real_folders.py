@@ -222,8 +222,8 @@ def test_a_bf16_heads_log_probs_are_within_a_thousandth_of_fp32_at_a_real_vocabu
 
 
 # ------------------------------------------------------------------------------------------------ known before
-FLAGS = "--steps 2 --questions-per-step 3 --group-size 2 --d-steps 2 --eval-draws 1 --max-new-tokens 16 --threads 1"
-FLAGS = [*FLAGS.split(), "--preset", "paper", "--teacher-samples", "4", "--d-samples", "2", "--image-tokens", "600"]
+FLAGS = "--steps 2 --questions-per-step 3 --group-size 2 --d-steps 2 --eval-draws 1 --max-new-tokens 16 "
+FLAGS = [*FLAGS.split(), "--preset", "paper", "--teacher-samples", "4", "--image-tokens", "600"]
 SAYS = {
     pub.missing_shard: "model.*safetensors is missing",
     pub.truncated_file: "damaged .*; copy it anew",
@@ -251,7 +251,7 @@ def test_a_damaged_folder_is_refused_in_one_line_before_anything_is_written(publ
     players[role] = "bad"
     flags = [x for who, folder in players.items() for x in (f"--{who}", folder)]
     with pytest.raises(data.UserError, match=SAYS[change]) as caught:
-        command(tmp_path, "--run", "a", "--data", pub.questions(tmp_path, 3, ((64, 48),)), *flags, *FLAGS)
+        command(tmp_path, "--name", "a", "--data", pub.questions(tmp_path, 3, ((64, 48),)), *flags, *FLAGS)
     assert "\n" not in str(caught.value) and "bad" in str(caught.value) and not (tmp_path / "runs").exists()
 
 
@@ -269,7 +269,7 @@ def test_a_damaged_judge_is_refused_in_one_line_before_anything_is_written(publi
     change(pub.copied(published / "judge", tmp_path / "bad"))
     flags = ["--student", str(published / "qwen-tied"), "--teachers", str(published / "internvl"), "--judge", "bad"]
     with pytest.raises(data.UserError, match=says) as caught:
-        command(tmp_path, "--run", "a", "--data", pub.questions(tmp_path, 3, ((64, 48),)), *flags, *FLAGS)
+        command(tmp_path, "--name", "a", "--data", pub.questions(tmp_path, 3, ((64, 48),)), *flags, *FLAGS)
     assert "\n" not in str(caught.value) and "bad" in str(caught.value) and not (tmp_path / "runs").exists()
 
 
@@ -337,7 +337,7 @@ def check_run(run: Path, source: Path) -> None:
 def test_all_stages_run_on_a_published_folder_with_a_teacher_and_a_judge_in_process(speakers, tmp_path):
     flags = ["--student", str(speakers / "qwen-untied"), "--teachers", str(speakers / "internvl")]
     flags += ["--judge", str(speakers / "judge"), "--data", pub.questions(tmp_path, 20)]
-    command(tmp_path, "--run", "a", *flags, "--judge-wrong", "0.4", *FLAGS)  # wrong verdicts make rewards differ
+    command(tmp_path, "--name", "a", *flags, "--judge-wrong", "0.4", *FLAGS)  # wrong verdicts make rewards differ
     settings = json.loads((tmp_path / "runs/a/config.json").read_text())["settings"]
     assert settings["dtype"] == "bf16" and settings["recompute"]
     check_run(tmp_path / "runs" / "a", speakers / "qwen-untied")
@@ -355,7 +355,7 @@ def test_all_stages_run_on_two_ranks_with_a_teacher_from_a_file(speakers, tmp_pa
     flags = ["--student", str(speakers / "internvl"), "--teachers", "big", "--teachers-file", "said.jsonl"]
     flags += ["--judge", "rule", "--judge-wrong", "0.4", "--data", "mine.jsonl", *FLAGS]
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
-    argv += [str(HOME / "train.py"), "--run", "a", *flags]
+    argv += [str(HOME / "train.py"), "--name", "a", *flags]
     env = dict(os.environ, PYTHONPATH=str(HOME), OMP_NUM_THREADS="1")
     ran = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr[-3000:]

@@ -1,7 +1,7 @@
 """Make what is shipped anew: a tiny student's warm start, or a tiny teacher with its responses.
 
-python -m tools.build student --run build-0 --no-resume --seed 0                      # make students: all of them
-python -m tools.build teacher --run build-a --no-resume --sft-steps 1000              # make teachers: both
+python -m tools.build student --name build-0 --no-resume --seed 0                      # make students: all of them
+python -m tools.build teacher --name build-a --no-resume --sft-steps 1000              # make teachers: both
 Any other flag is one of train.py.
 """
 

@@ -52,7 +52,7 @@ def load_run(folder: Path) -> tuple[dict, dict]:
     settings = json.loads((folder / "config.json").read_text())["settings"]
     rows = [r for _, r in read_jsonl(folder / "answers.jsonl", torn=[]) if r["who"] == "after"]
     units = {("questions", r["question"]): dict(score=r["greedy"], cluster=r["question"], weight=1) for r in rows}
-    return {k: settings[k] for k in ("data_hash", "judge", "ask_prefix")}, units
+    return {k: settings[k] for k in ("data_hash", "judge")}, units
 
 
 def compare(side_a: list[Path], side_b: list[Path], draws: int = 2000) -> dict:

@@ -110,7 +110,7 @@ def step_seconds(cfg, gpus: int, offload: str) -> dict[str, float]:
 def hours_and_disk(cfg, gpus: int, offload: str) -> dict[str, tuple[float, float]]:
     """Stage -> (hours, GB on disk) at the speeds above. A trained pass counts four forwards: it is recomputed.
 
-    While a checkpoint is written, the --keep ones before it are still there; beside them lie the best and the last
+    While a checkpoint is written, those before it are still there; beside them lie the best and the last
     student in fp32 (4 bytes a parameter each).
     """
     m, step = sizes(cfg.student), sum(step_seconds(cfg, gpus, offload).values())

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     if not cfg.data:
         raise UserError("--data is missing: your questions, of which some are selected")
     if args.score == "pass-rate":
-        cfg = replace(cfg, teacher_use="none", discriminator="none")
+        cfg = replace(cfg, teacher_use="none", similarity="none")
     set_up(cfg)
     check_questions(cfg, check_players(cfg))
     select(Run(cfg, argv), args.score, args.keep)
