@@ -22,6 +22,8 @@ from tests import published as pub
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()
+IS_NEW = hasattr(transformers.PreTrainedModel, "activation_checkpointing_enable")  # the old name goes in version 6
+CHECKPOINTING = "activation_checkpointing_enable" if IS_NEW else "gradient_checkpointing_enable"
 HOME = Path(__file__).resolve().parent.parent
 TEXT = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 TEXT |= dict(vocab_size=64, max_position_embeddings=64, bos_token_id=None, eos_token_id=None, pad_token_id=None)
@@ -210,12 +212,7 @@ USED = [
     ),
     Used("transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS", "", "tree and decode attention", own_attention),
     Used("transformers:PreTrainedModel._init_weights", "module", "rotary tables after loading", rotary_tables),
-    Used(
-        "transformers:PreTrainedModel.gradient_checkpointing_enable",
-        "gradient_checkpointing_kwargs",
-        "--recompute",
-        recomputed_layers,
-    ),
+    Used(f"transformers:PreTrainedModel.{CHECKPOINTING}", "", "--recompute", recomputed_layers),
     Used("transformers:PreTrainedModel.tie_weights", "", "tied heads", one_tensor),
     Used("transformers:PreTrainedConfig._attn_implementation", "", "switching the attention for decoding"),
     Used(
