@@ -324,7 +324,7 @@ def parse(argv: list[str]) -> Config:
     asked = cfg.teacher_use != "none" and (cfg.stage != "select" or cfg.select == "log-prob")
     if cfg.preset == "paper" and cfg.data and asked and "teachers" not in named:
         raise UserError(
-            "--preset paper with --data: name the --teachers: served ones (qwen-72b=http://HOST:PORT/v1), a published "
+            "--preset paper with --data: name the --teachers: served ones (big=http://HOST:PORT/v1), a published "
             "name (qwen2.5-vl-72b), a folder, or A with --teachers-file FILE, whose lines say A"
         )
     names = teacher_names(cfg)
