@@ -31,9 +31,7 @@ if TYPE_CHECKING:  # scoring needs the standard library and numpy alone, so pict
 
 
 class UserError(Exception):
-    """A mistake in what the user gave us. The message is one line that names the thing and the fix; the exit code is
-    2.
-    """
+    """A user's mistake. The message is one line that names the thing and the fix; the exit code is 2."""
 
 
 def one_line(error: Exception, line: int = 0) -> str:
@@ -87,9 +85,7 @@ def run_command(main) -> None:
 
 @dataclass(frozen=True)
 class Question:
-    """One question: `images` holds PIL pictures or paths; `meta` holds what only the tiny world knows (kind,
-    replies).
-    """
+    """One question. `images` holds PIL pictures or paths; `meta` holds what only the tiny world knows."""
 
     id: str
     images: tuple
@@ -201,9 +197,9 @@ def open_picture(path, who: str) -> "Image.Image":
 
 
 def load_questions(path: str | Path) -> list[Question]:
-    """Questions of a JSONL file: id, question, answer, and "image" or "images" (paths relative to the file; may be
-    absent).
+    """Questions of a JSONL file: id, question, answer, and "image" or "images", which may be absent.
 
+    Paths of pictures are relative to the file.
     Everything is checked before anything runs: each picture is decoded once. Raises UserError that names file and line.
     """
     from tqdm import tqdm

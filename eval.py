@@ -62,9 +62,9 @@ def greedy_answers(student, prompts: list, names: list[str], max_new_tokens: int
 def evaluate(
     student, questions: list[Question], judge: Judge, max_new_tokens: int, draws: int = 4, seed: int = 0, max_rows=512
 ) -> dict:
-    """Answer every question once greedily and `draws` times at temperature 1, `max_rows` at a time; over ranks, each
-    its share.
+    """Answer every question once greedily and `draws` times at temperature 1, `max_rows` at a time.
 
+    Every rank answers its share and gets all results.
     -> greedy, sampled (accuracies with 95 % intervals: Wilson, bootstrap over questions), tokens and entropy of the
     sampled answers, the share that was cut off, accuracy by kind and looks where the world knows them, `texts` (the
     greedy response of each question) and `answers` (each question's verdict and share).

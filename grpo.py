@@ -51,9 +51,9 @@ def teacher_advantages(advantage: torch.Tensor, teacher: torch.Tensor, use: str)
 
 
 def surrogate(logp: torch.Tensor, logp_old: torch.Tensor, advantage: torch.Tensor, eps: float) -> torch.Tensor:
-    """min(rho A, clip(rho, 1 - eps, 1 + eps) A) per token (paper, Eq. 2): (R, L), (R, L), (R,) -> (R, L), to be
-    maximised.
+    """min(rho A, clip(rho, 1 - eps, 1 + eps) A) per token (paper, Eq. 2): (R, L), (R, L), (R,) -> (R, L).
 
+    To be maximised.
     rho = pi_theta / pi_old, the same for student and teacher responses: the denominator is the student's own old
     policy. On the first of the mu updates rho is 1 and the gradient is A grad log pi.
     """
@@ -94,8 +94,7 @@ def policy_loss(
     teacher: torch.Tensor | None = None,
     teacher_use: str = "gradient",
 ) -> torch.Tensor:
-    """The loss of some responses of a step, a scalar to be minimised; the losses of all parts of the step add up (Eq.
-    2).
+    """The loss (Eq. 2) of some responses of a step, a scalar to be minimised; losses of all parts of a step add up.
 
     logp, logp_old, logp_ref, mask: (R, L); advantage: (R,). `responses` is the number of responses of the WHOLE step,
     over all micro-batches and ranks: the mean over questions of 1/2G sum_i. Token terms are summed and divided by the

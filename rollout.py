@@ -29,8 +29,7 @@ from model import VLM, Prompt, pack
 
 @dataclass
 class Response:
-    """One response to one question. `question` and `index` travel with it through judge and reward, and come back
-    paired.
+    """One response to one question; `question` and `index` travel with it through judge and reward.
 
     source is "student" or a teacher's name; ids end with the end token when `finished`; logps are the sampler's own.
     """
@@ -67,10 +66,9 @@ def uniforms(count: int, length: int, *purpose) -> np.ndarray:
 
 
 def draw(logits, u, how: Sampling, seen=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token per row: logits (n, V) fp32, u (n,) fp64 -> tokens (n,), their log-probs under the sampled distribution
-    (n,).
+    """One token per row: logits (n, V) fp32, u (n,) fp64 -> tokens (n,), log-probs (n,).
 
-    Inverse sampling: the first token at which the cumulated probability passes u. `seen` (n, V) marks the tokens of
+    The log-probs are those of the distribution that is sampled. Inverse sampling: the first token at which the cumulated probability passes u. `seen` (n, V) marks the tokens of
     prompt and response so far, for the repetition penalty.
     """
     if seen is not None and how.repetition_penalty != 1.0:
@@ -147,9 +145,7 @@ class KeysValues:
 
 
 def grouped_decode(module, q, k, v, mask, scaling=None, **_):
-    """Attention of one query per row. The query heads that share a KV head lie along the query axis: K, V are read
-    once.
-    """
+    """Attention of one query per row. Query heads that share a KV head become queries: K and V are read once."""
     if q.shape[2] > 1:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, mask, scaling=scaling)
     rows, heads, _, dim = q.shape

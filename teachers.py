@@ -179,9 +179,7 @@ class TeacherCache:
             raise UserError(f"{run.path}/teachers.jsonl: {what}; a run with a larger --max-new-tokens may have some")
 
     def draw(self, question: str, *purpose, count: int = 0) -> tuple[list[Response], list[int]]:
-        """Each teacher's share of a group (or `count` each) and the verdicts; repeats only where the cache holds
-        fewer.
-        """
+        """Each teacher's share of a group (or `count` each), and the verdicts. Repeats where the cache holds fewer."""
         rng = np.random.default_rng(seed_of(*purpose, question, "teacher draw"))
         chosen = []
         for found in self.of[question].values():

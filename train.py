@@ -344,9 +344,7 @@ def answers_of(judge, asked: list, fresh: list, cached: list, rows: int) -> torc
 
 
 def similarity_of(kind: str, asked: list, groups: list, is_teacher: torch.Tensor, student_logit) -> torch.Tensor:
-    """r_sim (questions, rows): D's, or one that needs no D: none (0), constant (1 on teacher rows), oracle (1 on right
-    looks).
-    """
+    """r_sim (questions, rows): D's, or one without D: none 0, constant 1 on teacher rows, oracle 1 on right looks."""
     if student_logit is not None:
         return similarity_reward(student_logit, kind)
     if kind == "oracle":
@@ -392,9 +390,7 @@ def export(run: Run) -> None:
 
 # ------------------------------------------------------------------------------------------------ stage: evaluate
 def evaluate_run(run: Run) -> None:
-    """Held-out questions before and after, the teachers beside them; writes samples.md, curves.png, then
-    summary.json.
-    """
+    """Held-out questions before and after, the teachers beside them; summary.json is written last."""
     cfg, judge = run.cfg, judge_of(run)
     test = [replace(q, text=f"look {q.text}") if cfg.evaluated == "look" else q for q in split(cfg)["test"]]
     players = {"before": run.path / "sft", "after": run.path / "student", "last": run.path / "last"}

@@ -26,9 +26,7 @@ from tiny.models import tiny_internvl, tiny_qwen
 # ------------------------------------------------------------------------------------------------ what a family is
 @dataclass(frozen=True)
 class Family:
-    """All that differs between model families. `base` below is the stock model without its language head
-    (`hf.model`).
-    """
+    """All that differs between model families. `base` is the stock model without its head (`hf.model`)."""
 
     model: type  # the stock transformers class
     image_processor: type  # its PIL image processor (the fast ones need torchvision)

@@ -72,8 +72,9 @@ def adamw(module: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
 def update(
     optimizer: torch.optim.Optimizer, clip: float, loss: float, run: Run, stage: str, step: int, ids: list
 ) -> float:
-    """One optimiser step on the gathered gradients; -> gradient norm. Stops the run BEFORE the step if anything is not
-    finite.
+    """One optimiser step on the gathered gradients; -> gradient norm.
+
+    Raises UserError BEFORE the step where loss or norm is not finite; `ids` are the questions of the step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for p in parameters:  # a batch without pictures gives the projector none: zeros keep the optimiser state whole

@@ -66,7 +66,8 @@ def written_dtypes(folder: Path) -> set:
         said |= {level.get("dtype"), level.get("torch_dtype")} - {None} or {"nothing"}
     for file in pub.weight_files(folder):
         with safe_open(file, "pt") as tensors:
-            said |= {str(tensors.get_tensor(name).dtype).removeprefix("torch.") for name in tensors.keys()}  # noqa: SIM118
+            names = list(tensors.keys())
+            said |= {str(tensors.get_tensor(name).dtype).removeprefix("torch.") for name in names}
     return said
 
 
