@@ -68,8 +68,9 @@ def uniforms(count: int, length: int, *purpose) -> np.ndarray:
 def draw(logits, u, how: Sampling, seen=None) -> tuple[torch.Tensor, torch.Tensor]:
     """One token per row: logits (n, V) fp32, u (n,) fp64 -> tokens (n,), log-probs (n,).
 
-    The log-probs are those of the distribution that is sampled. Inverse sampling: the first token at which the cumulated probability passes u. `seen` (n, V) marks the tokens of
-    prompt and response so far, for the repetition penalty.
+    The log-probs are those of the distribution that is sampled. Inverse sampling takes the first token at which the
+    cumulated probability passes u. `seen` (n, V) marks the tokens of prompt and response so far, for the repetition
+    penalty.
     """
     if seen is not None and how.repetition_penalty != 1.0:
         scaled = torch.where(logits > 0, logits / how.repetition_penalty, logits * how.repetition_penalty)
