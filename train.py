@@ -277,7 +277,7 @@ def ril(run: Run) -> None:
 
         # 6 rewards: r_sim from the just-updated D, r_ans from the judge (line 10)
         similarity = similarity_of(cfg.similarity, asked, groups, is_teacher, student_logit)
-        answer = answers_of(judge, asked, fresh, cached, G + T)
+        answer = answers_of(judge, asked, fresh, cached, G + T) * (cfg.judged > 0)
         reward = rewards(similarity, answer)
 
         # 7 advantages over the whole group (line 10)

@@ -91,15 +91,15 @@ def plain_positions(config, ids: torch.Tensor, pixels: dict | None) -> torch.Ten
 
 
 # ---- Qwen2.5-VL: pictures of any size, three rotary axes
-def qwen_positions(config, ids: torch.Tensor, pixels: dict | None) -> torch.Tensor:
+def qwen_positions(config, ids: torch.Tensor, pixels: dict | None, stock: type = Qwen2_5_VLModel) -> torch.Tensor:
     """Rotary positions of a prompt, by the stock method: time, row and column inside a picture, equal in text."""
     if pixels is None:
         return plain_positions(config, ids, pixels)
-    stock = Qwen2_5_VLModel.__new__(Qwen2_5_VLModel)  # without layers: the method reads the configuration only
-    nn.Module.__init__(stock)
-    stock.config = config
+    model = stock.__new__(stock)  # without layers: the method reads the configuration only
+    nn.Module.__init__(model)
+    model.config = config
     is_picture = (ids == config.image_token_id).int()[None]
-    return stock.get_rope_index(ids[None], is_picture, image_grid_thw=pixels["image_grid_thw"])[0][:, 0]
+    return model.get_rope_index(ids[None], is_picture, image_grid_thw=pixels["image_grid_thw"])[0][:, 0]
 
 
 def qwen_limit(processor, config, tokens: int) -> None:

@@ -300,7 +300,7 @@ def real(start: Path, folder: Path, flags: list[str], monkeypatch) -> SimpleName
     path.mkdir(parents=True)
     (path / "sft").symlink_to(start / "student")
     (path / "discriminator").symlink_to(start / "runs/a/discriminator")
-    names = config.parse(flags).teachers.split(",")
+    names = config.parse([x for x in flags if not re.fullmatch(r"[a-z_]+=.*", x)]).teachers.split(",")
     lines = (start / "teachers.jsonl").read_text().splitlines(keepends=True)
     (path / "teachers.jsonl").write_text("".join(x for x in lines if json.loads(x)["teacher"] in names))
     out = SimpleNamespace(run=path, trace=[], sampled=[], drawn=[], parts={})
