@@ -184,7 +184,7 @@ class Judge:
     ):
         self.name, self.judged, self.wrong, self.max_tokens = name, judged, wrong, max_tokens
         self.server = Server(name) if is_url(name) else None
-        self.known = AnswerLog(cache if name != "rule" else None, "key")
+        self.known = AnswerLog(Path(cache) if cache and name != "rule" else None, "key")
         self.texts, self.bad = 0, 0
         self.away = False  # is a local judge on its device only while it is asked?
         if name != "rule" and not self.server:

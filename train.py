@@ -443,7 +443,7 @@ def stages_of(cfg: Config) -> list[str]:
     return [name for name in STAGES if has.get(name, True)]
 
 
-def check_players(cfg: Config) -> Encoder:
+def check_players(cfg: Config) -> Encoder | None:
     """Check the files of every player that will be loaded, before anything is written; -> the student's Encoder.
 
     Raises UserError that names the first player that cannot be used.
@@ -463,7 +463,7 @@ def check_players(cfg: Config) -> Encoder:
             cfg.judge, meta_language_model(cfg.judge, torch.bfloat16, cfg.random_weights and cfg.judge in JUDGES)[1]
         )
     if cfg.student in TINY:
-        return load(cfg.student).encoder
+        return load(cfg.student).encoder if cfg.data else None
     return (random_meta_model if cfg.random_weights and cfg.student in FULL else meta_model)(cfg.student).encoder
 
 

@@ -63,12 +63,12 @@ BUILDS = {"student": build_student, "teacher": build_teacher}
 
 def main(argv: list[str] | None = None) -> None:
     """The command line: what to build, then flags of train.py."""
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] not in BUILDS:
+    what, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if what not in BUILDS:
         raise UserError("say what to build: python -m tools.build student, or teacher, then flags of train.py")
-    cfg = parse(argv[1:])
+    cfg = parse(rest)
     set_up(cfg)
-    BUILDS[argv[0]](Run(cfg, argv[1:]))
+    BUILDS[what](Run(cfg, rest))
 
 
 if __name__ == "__main__":
