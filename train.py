@@ -526,6 +526,7 @@ def main(argv: list[str] | None = None) -> None:
 def set_up(cfg: Config) -> None:
     """The process: threads, determinism, its rank. Rank 0 speaks for all."""
     warnings.filterwarnings("ignore", message=".*(torch.distributed is disabled|TypedStorage|_get_pg_default_device).*")
+    warnings.filterwarnings("ignore", message=".*past_key_values. is deprecated.*")  # transformers 5.24
     torch.set_num_threads(cfg.threads)
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
