@@ -303,7 +303,7 @@ def ril(run: Run) -> None:
         clock("student")
 
         # 9 log
-        show(run, step, asked[0], groups[0], similarity[0], answer[0], advantage[0], [0, G] if G and T else [0])
+        show(run, step, asked, groups, similarity, answer, advantage, [0, G] if G and T else [0])
         row = dict(loss=loss_sum, gradient_norm=norm, malformed=malformed_share(judge, step), **d_row)
         row |= look_metrics(asked, fresh, student_logit)
         row |= step_metrics((reward, similarity, answer, is_teacher, advantage), ratios)

@@ -129,10 +129,13 @@ def line(step: int, steps: int, row: dict, seconds: float) -> str:
     )
 
 
-def show(run: Run, step: int, question, group: list, similarity, answer, advantage, which: list[int]) -> None:
-    """One shown question of the step: a student's and a teacher's response with both rewards and the advantage that
-    reaches the gradient (None: the policy is not scored on this row).
+def show(run: Run, step: int, asked: list, groups: list, similarity, answer, advantage, which: list[int]) -> None:
+    """Log the step's first question: responses `which` of its group with both rewards and the advantage that reaches
+    the gradient (None: the policy is not scored on this row). Rank 0 writes; another rank may hold no question.
     """
+    if not run.first:
+        return
+    question, group, similarity, answer, advantage = asked[0], groups[0], similarity[0], answer[0], advantage[0]
     chosen = [
         dict(source=group[i].source, text=group[i].text, similarity=similarity[i].item(), answer=answer[i].item())
         | dict(advantage=advantage[i].item() if i < len(advantage) else None)
