@@ -2366,8 +2366,8 @@ def test_two_ranks_log_what_one_process_logs(whole, tmp_path):
 
 
 def test_two_nodes_of_one_rank_log_what_one_process_logs(straight, tmp_path):
-    """HSDP: the shards lie inside a node, only gradients cross."""
-    more = ["--student", str(straight / "sft"), "--steps", "2", "--stage", "ril", "--questions-per-step", "3"]
+    """HSDP: the shards lie in a node, only gradients cross. One question per step leaves the second node without."""
+    more = ["--student", str(straight / "sft"), "--steps", "2", "--stage", "ril", "--questions-per-step", "1"]
     flags = [*SMALL, *more, "--micro-batch", "2", "--eval-draws", "1"]
     for name in ("one", "nodes"):
         for part in ("sft", "discriminator"):
