@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import Flags, UserError
+from engine.command import Flags, UserError
 from engine.families import FULL, JUDGES
 from tiny.models import TINY
 

@@ -9,16 +9,9 @@ Left out on purpose: video, audio, downloading. This file knows no torch: pictur
 Python.
 """
 
-import argparse
 import functools
 import hashlib
 import io
-import json
-import os
-import re
-import sys
-import traceback
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,61 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.command import UserError
+from engine.files import read_jsonl
+
 if TYPE_CHECKING:  # scoring needs the standard library and numpy alone, so pictures and bars are imported where used
     from PIL import Image
-
-
-class UserError(Exception):
-    """A user's mistake. The message is one line that names the thing and the fix; the exit code is 2."""
-
-
-def one_line(error: Exception, line: int = 0) -> str:
-    """One line of what an error of a library says, in at most 120 characters."""
-    return (str(error).strip() or repr(error)).splitlines()[line][:120]
-
-
-class Flags(argparse.ArgumentParser):
-    """A command line whose mistakes are one line: no abbreviations, no usage block."""
-
-    def __init__(self, text: str):
-        super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-
-    def error(self, message: str):
-        """Called by argparse on a wrong flag."""
-        raise UserError(f"{message}; see --help")
-
-
-def run_command(main) -> None:
-    """Run a command line's main(); a UserError becomes one line on standard error and exit code 2.
-
-    One of several processes that fails leaves at once: saying goodbye to the others (NCCL does) would wait for them,
-    and they wait for this one. torchrun ends them when it is gone.
-    """
-    try:
-        main()
-        return
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        code = 130
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except Exception as error:
-        full = re.search(r"No space left on device|Disk quota exceeded|File too large", str(error))
-        if full:
-            print(
-                f"error: {full[0]}: make room and give the same command again; what was whole is kept", file=sys.stderr
-            )
-        elif int(os.environ.get("WORLD_SIZE", 1)) < 2:
-            raise
-        else:
-            traceback.print_exc()
-        code = 2 if full else 1
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
-        sys.exit(code)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code)
 
 
 @dataclass(frozen=True)
@@ -131,55 +74,6 @@ def questions_at(questions: list[Question], step: int, count: int, seed: int) ->
 def slices(count: int, size: int) -> list[slice]:
     """[0:size], [size:2 size], ... up to count."""
     return [slice(i, i + size) for i in range(0, count, size)]
-
-
-# ------------------------------------------------------------------------------------------------ files
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, then rename it: it is either absent or whole."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    part.replace(path)
-
-
-def as_jsonl(rows: Iterable[dict], ascii_only: bool = True) -> str:
-    """Rows as JSON lines."""
-    return "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows)
-
-
-def read_jsonl(path: str | Path, required: Iterable[str] = (), torn: list | None = None) -> list[tuple[str, dict]]:
-    """[(place, object)] of a JSON-lines file; a place is "file:line".
-
-    A user's file: raises UserError for a bad line, a missing field, an empty file. A log of ours, which a kill may have
-    torn, is read with a list as `torn`: bad lines, and a last one without its newline, are left out and their places
-    added to the list; a log that does not exist has no lines.
-    """
-    path, rows = Path(path), []
-    if not path.is_file():
-        if torn is not None:
-            return []
-        raise UserError(
-            f"{path}: no such file; give a file of JSON lines (README, 'Bring your own data, teacher and judge')"
-        )
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for place, line in ((f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()):
-            row, wrong = {}, ""
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                wrong = f"not JSON ({error.msg} at column {error.colno}); one object a line"
-            if not isinstance(row, dict):
-                wrong = "not a JSON object; one object a line"
-            elif not wrong and (missing := [name for name in required if name not in row]):
-                wrong = f"field {missing[0]!r} is missing; needed are {', '.join(required)}"
-            if torn is None and wrong:
-                raise UserError(f"{place}: {wrong}")
-            if torn is not None and (wrong or not line.endswith("\n")):
-                torn.append(place)
-            else:
-                rows.append((place, row))
-    if not rows and torn is None:
-        raise UserError(f"{path}: the file is empty; one JSON object a line is needed")
-    return rows
 
 
 # ------------------------------------------------------------------------------------------------ your own questions

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Flags, Question, UserError, as_jsonl, load_questions, run_command, split_questions, write
+from data import Question, load_questions, split_questions
+from engine.command import Flags, UserError, run_command
+from engine.files import as_jsonl, write
 from judge import Judge
 from tiny.world import look, world_questions
 

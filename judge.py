@@ -19,8 +19,9 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from data import Question, UserError, seed_of
+from data import Question, seed_of
 from engine.answers import AnswerLog
+from engine.command import UserError
 from engine.served import Server, is_url
 
 MALFORMED_ALARM = 0.2  # a share of empty, looping or unreadable texts above this is worth a warning

@@ -30,7 +30,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from data import Question, UserError
+from data import Question
+from engine.command import UserError
 from engine.families import FAMILIES, Family
 
 

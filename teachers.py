@@ -12,10 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from config import SAMPLES, TEMPERATURE, pretraining_samples, teacher_names
-from data import UserError, as_jsonl, read_jsonl, seed_of
+from data import seed_of
 from engine.answers import AnswerLog
 from engine.asking import own_answers, served_answers
+from engine.command import UserError
 from engine.families import FULL
+from engine.files import as_jsonl, read_jsonl
 from engine.folders import family_of
 from engine.loading import find_folder
 from engine.players import judge_of

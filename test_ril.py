@@ -38,6 +38,7 @@ import config
 import data
 import discriminator as disc
 import engine.asking as asking
+import engine.checks as checks
 import engine.families as families
 import engine.loading as loading
 import engine.memory as memory
@@ -64,6 +65,7 @@ import tools.pilot as pilot
 import tools.plan as plan
 import tools.select as selection
 import train
+from engine.command import UserError
 from results import judge_cases
 from results.collect import collect
 
@@ -253,7 +255,7 @@ def test_bad_questions_are_refused_in_one_line_before_anything_is_written(tmp_pa
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "torn.png")
     whole = (tmp_path / "torn.png").read_bytes()
     (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(data.UserError, match=re.escape(says)) as caught:
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
         command(tmp_path, "--data", "file.jsonl", "--name", "bad")
     assert "\n" not in str(caught.value) and not (tmp_path / "runs").exists()
 
@@ -499,7 +501,7 @@ def test_a_picture_of_several_tiles_has_image_tokens_for_each_and_equals_stock()
 
 
 def test_a_text_that_holds_the_sign_for_a_picture_is_refused(vlm):
-    with pytest.raises(data.UserError, match="question 'q7': the text holds .* the sign for a picture"):
+    with pytest.raises(UserError, match="question 'q7': the text holds .* the sign for a picture"):
         vlm.encoder.encode_question(data.Question("q7", (), f"what is {vlm.family.picture_sign}?", "x"))
 
 
@@ -541,13 +543,13 @@ def test_damaged_or_unknown_folders_are_refused_by_name(vlm, tmp_path):
         (weights | {gone: kept, "more": kept.clone()}, "more.*none of the model's"),
     ):
         save_file(weights_there, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(data.UserError, match=says):
+        with pytest.raises(UserError, match=says):
             loading.load(tmp_path / "out")
     whole = (tmp_path / "out" / "model.safetensors").read_bytes()
     (tmp_path / "out" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(data.UserError, match=r"model.safetensors: damaged .*copy it anew"):
+    with pytest.raises(UserError, match=r"model.safetensors: damaged .*copy it anew"):
         loading.load(tmp_path / "out")
-    with pytest.raises(data.UserError, match="neither a folder"):
+    with pytest.raises(UserError, match="neither a folder"):
         loading.load("tiny-qwne")
 
 
@@ -926,10 +928,10 @@ def test_the_only_served_model_is_found_and_several_must_be_named():
         assert "model" not in got[0][2]  # a server that holds one model and lists none
         clients.Server(url.removesuffix("/v1") + "/#chosen").ask(chats(1), 1)
         assert got[1][2]["model"] == "chosen" and got[1][0] == "/v1/chat/completions"
-    with stub_server(echo, models=("a", "b")) as (url, _), pytest.raises(data.UserError, match="serves a, b; name one"):
+    with stub_server(echo, models=("a", "b")) as (url, _), pytest.raises(UserError, match="serves a, b; name one"):
         clients.Server(url).ask(chats(1), 1)
     for wrong in ("http://", "http://host:port/v1", "https://a b", "ftp://host"):
-        with pytest.raises(data.UserError, match="not the address of a server"):
+        with pytest.raises(UserError, match="not the address of a server"):
             clients.Server(wrong)
 
 
@@ -988,20 +990,20 @@ def test_a_dead_server_is_named_after_its_retries_and_what_had_arrived_is_kept()
         echo(handler, body) if int(body["messages"][-1]["content"].split()[1]) < 5 else handler.reply(500, b"no\nmore")
 
     pauses, found = [], []
-    with stub_server(answer) as (url, got), pytest.raises(data.UserError) as caught:
+    with stub_server(answer) as (url, got), pytest.raises(UserError) as caught:
         for row in clients.Server(url, in_flight=3, tries=4, sleep=pauses.append).answers(chats(50), 9):
             found.append(row)
     assert sorted(i for i, _, _ in found) == [0, 1, 2, 3, 4]
     assert url in str(caught.value) and "HTTP Error 500" in str(caught.value) and "\n" not in str(caught.value)
     assert pauses.count(1.0) == pauses.count(4.0) == 3 and 8.0 not in pauses
     assert len(got) == 5 + 3 * 4  # nothing was sent after the first one failed for good
-    with pytest.raises(data.UserError, match=f"{url}: 7 tries without a usable answer.*refused"):
+    with pytest.raises(UserError, match=f"{url}: 7 tries without a usable answer.*refused"):
         clients.Server(url, sleep=pauses.append).ask(chats(1), 1)
 
 
 def test_a_refused_request_is_not_tried_again():
     with stub_server(lambda handler, body: handler.reply(400, b"too long a prompt")) as (url, got):
-        with pytest.raises(data.UserError, match="refuses the request.*too long a prompt"):
+        with pytest.raises(UserError, match="refuses the request.*too long a prompt"):
             clients.Server(url, in_flight=1, sleep=None).ask(chats(3), 1)
         assert len(got) == 1
 
@@ -1045,7 +1047,7 @@ def test_a_served_teacher_is_asked_for_what_is_missing_and_an_unreadable_picture
         assert len({b["seed"] for _, _, b in got}) == 11 and all(0 <= b["seed"] < 2**31 for _, _, b in got)
         broken = data.Question("broken", (str(tmp_path / "no.png"),), "what?", "red")
         rows = []
-        with pytest.raises(data.UserError, match="broken.*no.png"):
+        with pytest.raises(UserError, match="broken.*no.png"):
             missing = [(q, 0) for q in (questions[0], broken, questions[1])]
             rows.extend(asking.served_answers(clients.Server(url), missing, config.Config()))
         assert rows == [] or rows == [dict(question=questions[0].id, index=0, text="red", finished=True)]
@@ -1213,12 +1215,12 @@ def test_no_injection_adds_a_control_token_to_the_local_judges_prompt(judge_fold
 
 
 def test_unknown_and_damaged_judges_are_refused_in_one_line(judge_folder, tmp_path):
-    with pytest.raises(data.UserError, match="--judge nobody: unknown; there are rule"):
+    with pytest.raises(UserError, match="--judge nobody: unknown; there are rule"):
         jd.Judge("nobody")
     bad = tmp_path / "bad"
     shutil.copytree(judge_folder, bad)
     (bad / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(data.UserError, match="bad/model.safetensors: damaged .* copy it anew") as caught:
+    with pytest.raises(UserError, match="bad/model.safetensors: damaged .* copy it anew") as caught:
         jd.Judge(str(bad))
     assert "\n" not in str(caught.value)
 
@@ -1394,7 +1396,7 @@ def test_eval_traps_of_the_rules():
     assert (
         bm.score_item("MMVet", math, "p0")["score"] is None and bm.score_rows("MMVet", [math], ["p0"])[0]["acc"] is None
     )
-    with pytest.raises(data.UserError, match="no-such"):
+    with pytest.raises(UserError, match="no-such"):
         bm.score_item("no-such", abc, "B")
 
 
@@ -1556,10 +1558,10 @@ def test_eval_bad_files_are_named_and_counted_and_never_a_zero(tmp_path, capsys)
     again = measure(tmp_path / "out", *run)["benchmarks"]["mmstar"]
     assert {k: again[k] for k in ("score", "n", "tokens")} == {k: found[k] for k in ("score", "n", "tokens")}
     assert {k: again["files"]["MMStar"][k] for k in counts} == counts
-    with pytest.raises(data.UserError, match="holds .* predictions of another run key .*prompt kit -> bare"):
+    with pytest.raises(UserError, match="holds .* predictions of another run key .*prompt kit -> bare"):
         measure(tmp_path / "out", *run, "--prompt", "bare")
     write_tsv(tmp_path / "MMStar.tsv", [{k: v for k, v in r.items() if k != "answer"} for r in rows])
-    with pytest.raises(data.UserError, match="column 'answer' is missing"):
+    with pytest.raises(UserError, match="column 'answer' is missing"):
         measure(tmp_path / "out", *run)
 
 
@@ -1657,7 +1659,7 @@ def test_eval_limits_other_than_in_training_are_a_warning_and_act(benchmark_fold
     assert "<|image_pad|>*36" in (tmp_path / "a" / "run.json").read_text()
     measure(tmp_path / "b", "--student", "tiny-internvl", *run, "--max-tiles", "4", "--suffix", " now")
     assert "warning: --max-tiles 4, but the student was trained with 1" in capsys.readouterr().out
-    with pytest.raises(data.UserError, match="--max-pixels: this student has no such limit"):
+    with pytest.raises(UserError, match="--max-pixels: this student has no such limit"):
         measure(tmp_path / "c", "--student", "tiny-internvl", *run, "--max-pixels", "4")
 
 
@@ -1702,9 +1704,9 @@ def test_eval_comparison_equals_values_by_hand(tmp_path):
 @pytest.mark.parametrize("what", [dict(md5="1"), dict(prompt="bare"), dict(rules="head"), dict(judge="http://j")])
 def test_eval_refuses_to_compare_what_differs(tmp_path, what):
     a, b = fake_run(tmp_path / "a", {"x": [1.0]}), fake_run(tmp_path / "b", {"x": [1.0]}, **what)
-    with pytest.raises(data.UserError, match=next(iter(what)).replace("md5", "data")):
+    with pytest.raises(UserError, match=next(iter(what)).replace("md5", "data")):
         comparison.compare([a], [b])
-    with pytest.raises(data.UserError, match="same questions"):
+    with pytest.raises(UserError, match="same questions"):
         comparison.compare([a], [fake_run(tmp_path / "c", {"x": [1.0, 0.0]})])
 
 
@@ -1717,7 +1719,7 @@ def test_eval_compares_runs_on_the_tiny_worlds_questions_and_refuses_another_jud
     written = json.loads((tmp_path / "alone/config.json").read_text())
     written["settings"]["judge"] = "qwen2.5-32b"
     (tmp_path / "alone/config.json").write_text(json.dumps(written))
-    with pytest.raises(data.UserError, match="alone: judge differs from that of"):
+    with pytest.raises(UserError, match="alone: judge differs from that of"):
         comparison.compare([straight], [tmp_path / "alone"])
 
 
@@ -1734,7 +1736,7 @@ def test_eval_compares_runs_on_the_tiny_worlds_questions_and_refuses_another_jud
 )
 def test_eval_mistakes_end_in_one_line(tmp_path, monkeypatch, flags, says):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(data.UserError, match=re.escape(says)) as caught:
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
         measure(tmp_path / "out", "--student", "tiny-qwen", *flags)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
@@ -1754,7 +1756,7 @@ def test_eval_mistakes_end_in_one_line(tmp_path, monkeypatch, flags, says):
 )
 def test_mistakes_in_the_other_commands_end_in_one_line(tmp_path, monkeypatch, tool, flags, says):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(data.UserError, match=re.escape(says)) as caught:
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
         tool.main(flags)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
@@ -1904,7 +1906,7 @@ def test_a_run_killed_inside_a_short_stage_leaves_no_half_of_it(straight, tmp_pa
 
 
 def test_another_configuration_is_refused_with_the_fields_that_differ(straight, tmp_path):
-    with pytest.raises(data.UserError, match=r"seed 0 -> 1.*beta 0.01 -> 0.5|beta 0.01 -> 0.5.*seed 0 -> 1"):
+    with pytest.raises(UserError, match=r"seed 0 -> 1.*beta 0.01 -> 0.5|beta 0.01 -> 0.5.*seed 0 -> 1"):
         command(straight.parent.parent, "--name", "a", *SMALL, "--seed", "1", "--beta", "0.5")
 
 
@@ -1961,7 +1963,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_questions
     weights[last] = weights[last] * float("nan")
     save_file(weights, tmp_path / "runs/n/sft/model.safetensors", metadata={"format": "pt"})
     (tmp_path / "runs/n/metrics.jsonl").unlink()
-    with pytest.raises(data.UserError, match="ril step 0: loss nan"):
+    with pytest.raises(UserError, match="ril step 0: loss nan"):
         command(tmp_path, "--name", "n", "--stage", "ril", *SMALL)
     dump = json.loads((tmp_path / "runs/n/not-finite.json").read_text())
     assert len(dump["questions"]) == 4 and '"loss"' not in (tmp_path / "runs/n/metrics.jsonl").read_text()
@@ -1977,7 +1979,7 @@ def test_your_own_questions_train_the_tiny_student(tmp_path):
     summary = json.loads((tmp_path / "runs/mine/summary.json").read_text())
     assert summary["test_questions"] > 0 and "sampled_after" in summary
     (tmp_path / "mine.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    with pytest.raises(data.UserError, match="data_hash"):  # another file under the same name is another run
+    with pytest.raises(UserError, match="data_hash"):  # another file under the same name is another run
         command(tmp_path, "--name", "mine", "--data", "mine.jsonl", *SMALL, "--steps", "2")
 
 
@@ -2034,7 +2036,7 @@ def test_teacher_texts_lose_the_control_tokens_that_they_spell(straight, tmp_pat
     assert not {i for r in responses for i in r.ids[:-1]} & {*student.encoder.banned_ids, *student.encoder.ends}
     rows[0]["teacher"] = "somebody"
     (tmp_path / "teachers.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    with pytest.raises(data.UserError, match="somebody"):
+    with pytest.raises(UserError, match="somebody"):
         train.TeacherCache(run, student.encoder, [question])
 
 
@@ -2074,7 +2076,7 @@ def test_a_built_student_is_the_trained_warm_start_in_bf16_and_runs_begin_there(
     for name, x in trained.items():
         assert x.dtype == torch.float32 and torch.equal(x.bfloat16(), built[name]), name
         assert torch.equal(built[name], begun[name]), name
-    with pytest.raises(data.UserError, match="only a tiny student"):
+    with pytest.raises(UserError, match="only a tiny student"):
         build.main(["student", "--name", "t", "--student", "tiny-qwen-teacher"])
 
 
@@ -2188,7 +2190,7 @@ def test_switches_of_texts_and_verdicts_reach_the_loop(straight, default_rows, t
     ],
 )
 def test_wrong_flags_are_refused_in_one_line_before_anything_is_written(tmp_path, flags, says):
-    with pytest.raises(data.UserError, match=re.escape(says)) as caught:
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
         command(tmp_path, *flags)
     assert "\n" not in str(caught.value) and not (tmp_path / "runs").exists()
 
@@ -2213,19 +2215,19 @@ def test_the_paper_preset_takes_the_papers_values_and_flags_win():
     assert (cfg.group_size, cfg.d_lr, cfg.sampling, cfg.max_new_tokens, cfg.lr) == (4, 1e-6, "paper", 512, 5e-6)
     assert (cfg.d_samples, cfg.teacher_samples, cfg.d_steps, cfg.judge) == (16, 4, 100, "rule")  # no --data
     tiny = config.parse([])
-    assert (tiny.d_samples, tiny.d_steps, tiny.judge, train.unlike_the_paper(tiny)) == (0, 12, "rule", [])
+    assert (tiny.d_samples, tiny.d_steps, tiny.judge, checks.unlike_the_paper(tiny)) == (0, 12, "rule", [])
 
 
 def test_with_questions_of_yours_the_paper_preset_has_the_papers_judge_and_wants_teachers_named():
     real = ["--student", "qwen2.5-vl-7b", "--data", "mine.jsonl"]
-    with pytest.raises(data.UserError, match="name the --teachers.*http.*qwen2.5-vl-72b.*--teachers-file"):
+    with pytest.raises(UserError, match="name the --teachers.*http.*qwen2.5-vl-72b.*--teachers-file"):
         config.parse(real)
     cfg = config.parse([*real, "--teachers", "big=http://127.0.0.1:9/v1"])
-    assert cfg.judge == "qwen2.5-32b" and train.unlike_the_paper(cfg) == []
+    assert cfg.judge == "qwen2.5-32b" and checks.unlike_the_paper(cfg) == []
     assert config.parse([*real, "--teachers", "qwen2.5-vl-72b", "--judge", "rule"]).judge == "rule"
     for algo in ("dr_grpo", "sft"):  # no teachers, and the answers for teachers
         assert config.parse([*real, "--algo", algo]).algo == algo
-    said = train.unlike_the_paper(config.parse(real[:2]))
+    said = checks.unlike_the_paper(config.parse(real[:2]))
     assert all(word in " ".join(said) for word in ("336 x 336", "exact rule", "tiny-qwen-teacher")) and len(said) == 3
 
 
@@ -2433,7 +2435,7 @@ def test_more_processes_than_gpus_and_a_port_in_use_are_one_line(monkeypatch, tm
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    with pytest.raises(data.UserError, match="8 processes, but this machine shows 2 GPUs; take --nproc_per_node 2"):
+    with pytest.raises(UserError, match="8 processes, but this machine shows 2 GPUs; take --nproc_per_node 2"):
         sharding.start_ranks("cuda")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -2773,7 +2775,7 @@ def test_a_published_name_comes_from_the_hub_and_without_it_one_line_says_what_w
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     says = r"Qwen/Qwen2.5-VL-7B-Instruct.*no network.*tiny-qwen.*--random-weights"
-    with pytest.raises(data.UserError, match=says):
+    with pytest.raises(UserError, match=says):
         command(tmp_path, "--student", "qwen2.5-vl-7b", "--name", "real")
     assert not (tmp_path / "runs").exists()  # the next command is not refused for a run that never began
 
@@ -2868,7 +2870,7 @@ def test_a_served_teachers_answers_survive_a_dead_server_without_loss_or_doubles
     with stub_server(answer) as (url, _):
         flags = ["--name", "t", *SMALL, "--data", file, "--student", str(straight / "sft"), "--steps", "1"]
         flags += ["--teachers", f"big={url}", "--teacher-samples", "2"]
-        with pytest.raises(data.UserError, match="tries without a usable answer"):
+        with pytest.raises(UserError, match="tries without a usable answer"):
             command(tmp_path, *flags, "--stage", "sft")
             command(tmp_path, *flags, "--stage", "teachers")
         part = tmp_path / "runs/t/teachers-big.part.jsonl"
@@ -2915,12 +2917,12 @@ def test_responses_from_a_file_fill_in_for_a_teacher_that_has_too_few(straight, 
         capsys.readouterr().out
     )
     flags[flags.index("a,b")] = "a,c"
-    with pytest.raises(data.UserError, match="said.jsonl: no response of 'c' to any training question"):
+    with pytest.raises(UserError, match="said.jsonl: no response of 'c' to any training question"):
         command(tmp_path, *flags, "--student", str(straight / "sft"), "--no-resume")
     assert not (tmp_path / "runs/f/teachers.jsonl").exists()  # mended, the same command goes on
     (tmp_path / "said.jsonl").write_text(json.dumps(lines[0] | dict(teacher="c")) + "\n" + json.dumps(lines[0])[:-9])
-    with pytest.raises(data.UserError, match="said.jsonl:2: not JSON"):
-        train.check_players(config.parse(flags))
+    with pytest.raises(UserError, match="said.jsonl:2: not JSON"):
+        checks.check_players(config.parse(flags))
 
 
 def test_teachers_are_asked_for_more_where_the_discriminators_pre_training_comes_by(straight, tmp_path, monkeypatch):
@@ -3005,8 +3007,8 @@ def test_the_loop_runs_with_a_local_judge_and_remembers_its_verdicts(straight, j
     assert all(0 <= r["malformed"] <= 1 and 0 <= r["answer"] <= 1 for r in rows)
     lines = [json.loads(x) for x in (tmp_path / "runs/j/verdicts.jsonl").read_text().splitlines()]
     assert len({x["key"] for x in lines}) == len(lines) > 48  # the references, and what the student said
-    with pytest.raises(data.UserError, match="--judge nobody"):
-        train.check_players(config.parse(["--judge", "nobody"]))
+    with pytest.raises(UserError, match="--judge nobody"):
+        checks.check_players(config.parse(["--judge", "nobody"]))
 
 
 def test_the_loop_runs_with_a_served_judge_and_names_a_dead_one(straight, tmp_path, monkeypatch):
@@ -3019,7 +3021,7 @@ def test_the_loop_runs_with_a_served_judge_and_names_a_dead_one(straight, tmp_pa
     with stub_server(answer) as (url, got):
         rows = switched(straight, tmp_path, "s", "--judge", url, "--teachers", "reference", "--teacher-samples", "4")
         assert len(got) > 50 and any(0 < r["answer"] < 1 or 0 < r["teacher_answer"] < 1 for r in rows)
-    with pytest.raises(data.UserError, match=f"{url}.*is it running"):
+    with pytest.raises(UserError, match=f"{url}.*is it running"):
         command(tmp_path, "--name", "dead", *SMALL, "--student", str(straight / "sft"), "--judge", url)
 
 
@@ -3073,7 +3075,7 @@ def test_a_folder_can_be_warmed_up_on_your_own_answers(straight, tmp_path, monke
     flags = ["--name", "w", *SMALL[2:], "--student", str(straight / "sft"), "--stage", "sft"]
     command(tmp_path, *flags, "--sft-data", str(tmp_path / file), "--sft-epochs", "30", "sft_pictures=6")
     assert len(rates) == 30 * 12 / 6 and rates.index(max(rates)) == 29  # it warms up in half of the steps, not in 50
-    with pytest.raises(data.UserError, match="counted in epochs"):
+    with pytest.raises(UserError, match="counted in epochs"):
         config.parse(["--sft-data", str(tmp_path / file), "--sft-steps", "60"])
     losses = [r["loss"] for r in metrics(tmp_path / "runs/w")]
     before, after = loading.load(straight / "sft"), loading.load(tmp_path / "runs/w/sft")
@@ -3091,5 +3093,5 @@ def test_calibration_counts_what_a_judge_gets_wrong(tmp_path, judge_folder, caps
     assert "rule against the labels: accuracy 3/4 = 0.750" in out and "false negatives 1/3" in out
     assert f"{judge_folder} against rule: accuracy" in out
     (tmp_path / "c.jsonl").write_text(json.dumps(lines[0] | dict(label=2)) + "\n")
-    with pytest.raises(data.UserError, match="c.jsonl:1: .*label 0 or 1"):
+    with pytest.raises(UserError, match="c.jsonl:1: .*label 0 or 1"):
         calibration.calibrate(str(tmp_path / "c.jsonl"), ["rule"])

@@ -24,7 +24,6 @@ import os
 import shutil
 import sys
 import time
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,12 +33,11 @@ if __name__ == "__main__":
     os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 
 import torch
-import transformers
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from config import D_ALARM, STAGES, Config, frozen_parts, is_real, parse, pretraining_samples
-from data import UserError, as_jsonl, questions_at, read_jsonl, run_command, slices
+from config import D_ALARM, STAGES, Config, frozen_parts, parse, pretraining_samples
+from data import questions_at, slices
 from discriminator import (
     Discriminator,
     discriminator_accuracy,
@@ -49,9 +47,11 @@ from discriminator import (
     similarity_reward,
 )
 from engine.asking import teacher_model
-from engine.families import FULL, JUDGES
-from engine.loading import find_folder, load, meta_language_model, meta_model, random_meta_model, save
-from engine.local import judge_digits
+from engine.checks import check_players, check_questions, unlike_the_paper
+from engine.command import UserError, run_command
+from engine.families import FULL
+from engine.files import as_jsonl
+from engine.loading import find_folder, load, save
 from engine.memory import everything_fits
 from engine.players import (
     adamw,
@@ -83,13 +83,12 @@ from engine.report import (
     token_metrics,
     write_samples,
 )
-from engine.run import Checkpoints, Run, device_of, peak_memory_mb, pretraining_questions, questions_in, split
+from engine.run import Checkpoints, Run, device_of, peak_memory_mb, pretraining_questions, set_up, split
 from engine.served import Server, is_url
-from engine.sharding import all_gather, barrier, deal, dealt, full_tensor, new_folder, rank_and_world, start_ranks
+from engine.sharding import all_gather, barrier, dealt, full_tensor, new_folder, rank_and_world
 from eval import evaluate
 from grpo import advantages, policy_loss, rewards, surrogate_metrics, teacher_advantages
-from judge import known_judge
-from model import VLM, Batch, Encoder, pack
+from model import VLM, Batch, pack
 from rollout import rollout, sampling_of
 from teachers import TeacherCache, teacher_folder, teachers
 from tiny.lessons import fit, shipped_warm_start
@@ -443,61 +442,6 @@ def stages_of(cfg: Config) -> list[str]:
     return [name for name in STAGES if has.get(name, True)]
 
 
-def check_players(cfg: Config) -> Encoder | None:
-    """Check the files of every player that will be loaded, before anything is written; -> the student's Encoder.
-
-    Raises UserError that names the first player that cannot be used.
-    """
-    files = ((cfg.teachers_file, ("question", "teacher", "text")), (cfg.sft_data, ("id", "question", "answer")))
-    for file, fields in filter(lambda x: x[0], files):
-        read_jsonl(file, fields)
-    cached = (Path("runs") / cfg.name / "teachers.jsonl").exists()
-    for name in cfg.teachers.split(",") if cfg.teacher_use != "none" else ():
-        if "=" in name:
-            Server(name.partition("=")[2])  # or one line that says what is wrong with the address
-        elif name != "reference" and not (cached and name in FULL) and not cfg.teachers_file:
-            meta_model(teacher_folder(name))
-    known_judge(cfg.judge)
-    if cfg.judge != "rule" and not is_url(cfg.judge):
-        judge_digits(
-            cfg.judge, meta_language_model(cfg.judge, torch.bfloat16, cfg.random_weights and cfg.judge in JUDGES)[1]
-        )
-    if cfg.student in TINY:
-        return load(cfg.student).encoder if cfg.data else None
-    return (random_meta_model if cfg.random_weights and cfg.student in FULL else meta_model)(cfg.student).encoder
-
-
-def check_questions(cfg: Config, encoder: Encoder) -> None:
-    """Read and encode every question before anything is written: bad input leaves no trace. All ranks stop together."""
-    questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns if Path(cfg.data).is_file() else 0)
-    wrong = ""
-    encoder.limit_pictures(cfg.image_tokens)
-    try:
-        for q in tqdm(deal(questions), "questions", delay=2, disable=rank_and_world()[0] > 0):
-            encoder.encode_question(q)
-        split(cfg)
-    except UserError as error:
-        wrong = str(error)
-    for message in filter(None, all_gather(wrong)):
-        raise UserError(message)
-
-
-def unlike_the_paper(cfg: Config) -> list[str]:
-    """What is asked and who plays, where a run with the paper's settings has other players; one line each."""
-    if cfg.preset != "paper" and not is_real(cfg.student):
-        return []
-    out = []
-    if not cfg.data:
-        side = 336 if is_real(cfg.student) else 42
-        out.append(f"no --data: questions of the embedded tiny world, pictures of {side} x {side} pixels")
-    if cfg.judge == "rule":
-        out.append("judge: an exact rule; the paper's is a language model (--judge qwen2.5-32b, or its URL)")
-    tiny = [n for n in cfg.teachers.split(",") if n in TINY]
-    if tiny and cfg.teacher_use != "none":
-        out.append(f"teachers: {', '.join(tiny)}; the paper's have 72 and 78 B parameters (--teachers NAME=URL)")
-    return out
-
-
 def run_stage(run: Run, name: str) -> None:
     """Run a stage unless its artefact is there; its seconds and the most memory so far go to seconds.json."""
     action, artefact, title = STAGE_OF[name]
@@ -521,20 +465,6 @@ def main(argv: list[str] | None = None) -> None:
     """Run the stages whose artefact is missing, say which are skipped, end with the summary."""
     cfg = parse(sys.argv[1:] if argv is None else argv)
     run_all(cfg, sys.argv[1:] if argv is None else argv)
-
-
-def set_up(cfg: Config) -> None:
-    """The process: threads, determinism, its rank. Rank 0 speaks for all."""
-    warnings.filterwarnings("ignore", message=".*(torch.distributed is disabled|TypedStorage|_get_pg_default_device).*")
-    warnings.filterwarnings("ignore", message=".*past_key_values. is deprecated.*")  # transformers 5.24
-    torch.set_num_threads(cfg.threads)
-    if cfg.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.use_deterministic_algorithms(cfg.deterministic or device_of(cfg) == "cpu")
-    start_ranks(device_of(cfg).partition(":")[0])
-    if rank_and_world()[0]:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    transformers.utils.logging.disable_progress_bar()
 
 
 def run_all(cfg: Config, argv: list[str]) -> Run:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
 
-from data import as_jsonl, read_jsonl
+from engine.files import as_jsonl, read_jsonl
 
 
 def cut_torn_line(path: Path) -> None:

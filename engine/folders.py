@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from data import UserError, one_line
+from engine.command import UserError, one_line
 from engine.families import FAMILIES, FULL, Family
 from tiny.models import TINY
 

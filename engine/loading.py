@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 
-from data import UserError, one_line
+from engine.command import UserError, one_line
 from engine.families import FAMILIES, FULL, JUDGES, published_config
 from engine.folders import config_of, family_of, read_json, tensor_headers, weight_files
 from engine.sharding import all_gather, full_tensor, new_folder, rank_and_world, shard, together

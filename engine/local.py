@@ -3,7 +3,7 @@
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from data import UserError
+from engine.command import UserError
 from engine.loading import fault_of_template, load_language_model
 from model import Prompt, pack, shared_prefix
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import UserError
+from engine.command import UserError
 from engine.families import FULL, JUDGES
 from engine.loading import load
 from engine.run import Run

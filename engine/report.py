@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import read_jsonl, write
 from discriminator import discriminator_accuracy, make_discriminator, similarity_reward
+from engine.files import read_jsonl, write
 from engine.players import load_replica
 from engine.run import Run
 from engine.sharding import all_gather, gather_dealt

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,17 +29,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from config import is_real
-from data import (
-    UserError,
-    as_jsonl,
-    load_questions,
-    one_line,
-    questions_at,
-    read_jsonl,
-    seed_of,
-    split_questions,
-    write,
-)
+from data import load_questions, questions_at, seed_of, split_questions
+from engine.command import UserError, one_line
+from engine.files import as_jsonl, read_jsonl, write
 from engine.sharding import all_gather, barrier, rank_and_world, start_ranks
 from tiny.world import world_questions
 
@@ -54,6 +47,20 @@ def device_of(cfg) -> str:
 def peak_memory_mb() -> float:
     """The most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+
+
+def set_up(cfg) -> None:
+    """The process: its threads, determinism, its rank. Rank 0 prints for all."""
+    warnings.filterwarnings("ignore", message=".*(torch.distributed is disabled|TypedStorage|_get_pg_default_device).*")
+    warnings.filterwarnings("ignore", message=".*past_key_values. is deprecated.*")  # transformers 5.24
+    torch.set_num_threads(cfg.threads)
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(cfg.deterministic or device_of(cfg) == "cpu")
+    start_ranks(device_of(cfg).partition(":")[0])
+    if rank_and_world()[0]:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    transformers.utils.logging.disable_progress_bar()
 
 
 # ------------------------------------------------------------------------------------------------ questions

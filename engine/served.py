@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
-from data import UserError
+from engine.command import UserError
 
 
 # ------------------------------------------------------------------------------------------------ a served model

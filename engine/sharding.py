@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from data import UserError, one_line
+from engine.command import UserError, one_line
 
 
 # ------------------------------------------------------------------------------------------------ ranks

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Flags, read_jsonl, run_command, write
+from engine.command import Flags, run_command
+from engine.files import read_jsonl, write
 from engine.report import loop_rows, start_and_end
 from eval import over_seeds
 

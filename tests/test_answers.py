@@ -5,23 +5,24 @@ import os
 
 import pytest
 
-import data
+import engine.files as files
 from engine.answers import AnswerLog, cut_torn_line
+from engine.command import UserError
 
 
 def test_a_torn_line_is_refused_in_a_users_file_and_left_out_of_a_log(tmp_path):
     file, torn = tmp_path / "x.jsonl", []
     file.write_bytes(b'{"a": 1}\n\n{"a": "\xc3\n[2]\n{"b": 3}\n{"a": "line\xe2\x80\xa8end"}\n{"a": 5}')
-    found = data.read_jsonl(file, ("a",), torn)
+    found = files.read_jsonl(file, ("a",), torn)
     assert found == [(f"{file}:1", {"a": 1}), (f"{file}:6", {"a": "line\u2028end"})]
     assert torn == [f"{file}:{n}" for n in (3, 4, 5, 7)]  # the last one has no newline, so more may have been meant
-    with pytest.raises(data.UserError, match="x.jsonl:3: not JSON .*; one object a line"):
-        data.read_jsonl(file)
+    with pytest.raises(UserError, match="x.jsonl:3: not JSON .*; one object a line"):
+        files.read_jsonl(file)
     file.write_text('{"a": 1}\n{"a": 2}')
-    assert [row["a"] for _, row in data.read_jsonl(file, ("a",))] == [1, 2]  # editors leave the last newline out
-    assert data.read_jsonl(tmp_path / "none", ("a",), torn=[]) == []
-    with pytest.raises(data.UserError, match="none: no such file"):
-        data.read_jsonl(tmp_path / "none")
+    assert [row["a"] for _, row in files.read_jsonl(file, ("a",))] == [1, 2]  # editors leave the last newline out
+    assert files.read_jsonl(tmp_path / "none", ("a",), torn=[]) == []
+    with pytest.raises(UserError, match="none: no such file"):
+        files.read_jsonl(tmp_path / "none")
 
 
 def test_an_answer_is_on_disk_before_the_next_one_is_asked_for(tmp_path):
@@ -83,9 +84,9 @@ def test_cutting_leaves_a_whole_file_as_it_is(tmp_path):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "summary.json"
-    data.write(file, "é\u2028\n")
-    data.write(tmp_path / "curves.png", b"\x89PNG")
+    files.write(file, "é\u2028\n")
+    files.write(tmp_path / "curves.png", b"\x89PNG")
     assert file.read_bytes() == "é\u2028\n".encode() and (tmp_path / "curves.png").read_bytes() == b"\x89PNG"
     with pytest.raises(UnicodeEncodeError):
-        data.write(file, "new \ud800")
+        files.write(file, "new \ud800")
     assert file.read_bytes() == "é\u2028\n".encode() and len(list(tmp_path.iterdir())) == 2

@@ -18,11 +18,11 @@ import tiny.world as tiny_world
 
 HOME = Path(__file__).resolve().parent.parent
 LEVELS = """
-    data grpo
+    engine.command engine.files data grpo
     config engine.families engine.served engine.answers tiny.world tiny.models
     model engine.sharding engine.folders engine.loading engine.lora
     discriminator judge rollout engine.run engine.memory engine.players engine.local engine.asking
-    teachers eval tiny.lessons engine.report
+    teachers eval tiny.lessons engine.report engine.checks
     train
 """  # the lowest first; tools and results stand above them all
 LEVEL = {name: i for i, line in enumerate(LEVELS.strip().splitlines()) for name in line.split()}

@@ -23,6 +23,7 @@ import engine.sharding as sharding
 import model
 import rollout as ro
 import train
+from engine.command import UserError
 from tests import published as pub
 
 torch.set_num_threads(1)
@@ -251,7 +252,7 @@ def test_a_damaged_folder_is_refused_in_one_line_before_anything_is_written(publ
     players = dict(student=str(published / "qwen-tied"), teachers=str(published / "internvl"), judge="rule")
     players[role] = "bad"
     flags = [x for who, folder in players.items() for x in (f"--{who}", folder)]
-    with pytest.raises(data.UserError, match=SAYS[change]) as caught:
+    with pytest.raises(UserError, match=SAYS[change]) as caught:
         command(tmp_path, "--name", "a", "--data", pub.questions(tmp_path, 3, ((64, 48),)), *flags, *FLAGS)
     assert "\n" not in str(caught.value) and "bad" in str(caught.value) and not (tmp_path / "runs").exists()
 
@@ -269,7 +270,7 @@ def test_a_damaged_folder_is_refused_in_one_line_before_anything_is_written(publ
 def test_a_damaged_judge_is_refused_in_one_line_before_anything_is_written(published, change, says, tmp_path):
     change(pub.copied(published / "judge", tmp_path / "bad"))
     flags = ["--student", str(published / "qwen-tied"), "--teachers", str(published / "internvl"), "--judge", "bad"]
-    with pytest.raises(data.UserError, match=says) as caught:
+    with pytest.raises(UserError, match=says) as caught:
         command(tmp_path, "--name", "a", "--data", pub.questions(tmp_path, 3, ((64, 48),)), *flags, *FLAGS)
     assert "\n" not in str(caught.value) and "bad" in str(caught.value) and not (tmp_path / "runs").exists()
 
@@ -293,7 +294,7 @@ def test_a_snapshot_is_local_only_when_all_its_files_are_there(published, tmp_pa
     assert loading.find_folder("qwen2.5-vl-7b") == folder and asked.count(False) == 1  # whole now
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(folder))
     pub.missing_shard(folder)
-    with pytest.raises(data.UserError, match="qwen2.5-vl-7b: the download of Qwen/Qwen2.5-VL-7B-Instruct lacks"):
+    with pytest.raises(UserError, match="qwen2.5-vl-7b: the download of Qwen/Qwen2.5-VL-7B-Instruct lacks"):
         loading.find_folder("qwen2.5-vl-7b")
 
 

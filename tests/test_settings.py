@@ -7,7 +7,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 import config
-import data
+from engine.command import UserError
 from engine.run import check_settings, settings_of
 
 FLAGS = sorted({flag for action in config.parser()._actions for flag in action.option_strings} - {"-h"})
@@ -38,5 +38,5 @@ def test_a_run_made_before_a_setting_existed_goes_on_with_its_default(tmp_path):
     old = {k: v for k, v in settings_of(cfg).items() if k not in ("kl", "d_samples")}
     (tmp_path / "config.json").write_text(json.dumps(dict(settings=old)))
     check_settings(tmp_path, cfg)
-    with pytest.raises(data.UserError, match="kl 'k3' -> 'k2'"):
+    with pytest.raises(UserError, match="kl 'k3' -> 'k2'"):
         check_settings(tmp_path, dataclasses.replace(cfg, kl="k2"))

@@ -8,7 +8,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config import Config
-from data import UserError, load_questions, questions_at, seed_of, slices
+from data import load_questions, questions_at, seed_of, slices
+from engine.command import UserError
 from engine.players import adamw, total, update
 from engine.run import HOME, Checkpoints, Run, split
 from engine.sharding import deal, dealt, rank_and_world

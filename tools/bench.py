@@ -34,9 +34,11 @@ import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig
 
-from data import Flags, UserError, run_command, slices, write
+from data import slices
 from discriminator import Discriminator, discriminator_loss
+from engine.command import Flags, UserError, run_command
 from engine.families import FULL
+from engine.files import write
 from engine.loading import load
 from engine.memory import count_of
 from grpo import advantages, policy_loss

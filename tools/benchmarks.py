@@ -25,8 +25,10 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from data import Flags, UserError, as_jsonl, open_picture, read_jsonl, run_command, seed_of, write
+from data import open_picture, seed_of
 from engine.answers import AnswerLog
+from engine.command import Flags, UserError, run_command
+from engine.files import as_jsonl, read_jsonl, write
 from engine.served import Server
 from eval import boot_means, greedy_answers, load_student, mean, middle, wilson
 

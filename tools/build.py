@@ -9,16 +9,16 @@ import json
 import sys
 
 from config import parse
-from data import UserError, run_command, write
+from engine.command import UserError, run_command
+from engine.files import write
 from engine.loading import load, save
 from engine.players import judge_of, load_sharded
 from engine.report import rounded
-from engine.run import Run, split
+from engine.run import Run, set_up, split
 from eval import evaluate
 from teachers import FOLDER, as_lines, ask_teacher
 from tiny.lessons import STUDENTS, fit, warm_start_settings
 from tiny.models import TINY
-from train import set_up
 
 
 def build_student(run: Run) -> None:

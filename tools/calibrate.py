@@ -5,7 +5,9 @@ python -m tools.calibrate results/judge_cases.jsonl --judge rule
 
 import os
 
-from data import Flags, Question, UserError, read_jsonl, run_command
+from data import Question
+from engine.command import Flags, UserError, run_command
+from engine.files import read_jsonl
 from eval import device_here, wilson
 from judge import Judge
 

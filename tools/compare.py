@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Flags, UserError, read_jsonl, run_command, write
+from engine.command import Flags, UserError, run_command
+from engine.files import read_jsonl, write
 from eval import boot_means, mean, middle, over_seeds
 
 

@@ -17,7 +17,7 @@ import torch
 from transformers import GenerationConfig
 
 from config import parse
-from data import run_command
+from engine.command import run_command
 from engine.loading import is_tied
 from engine.memory import CONTEXT, most_gb
 from engine.players import load_replica, load_sharded

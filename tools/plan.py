@@ -7,7 +7,8 @@ import dataclasses
 import math
 
 from config import frozen_parts, parse, pretraining_samples
-from data import Flags, read_jsonl, run_command
+from engine.command import Flags, run_command
+from engine.files import read_jsonl
 from engine.memory import (
     PROMPT_TEXT,
     checkpoint_bytes,

@@ -17,16 +17,18 @@ import torch
 from tqdm import tqdm
 
 from config import parse, teacher_names
-from data import Flags, Question, UserError, as_jsonl, run_command, slices
+from data import Question, slices
 from engine.answers import AnswerLog
 from engine.asking import teacher_model
+from engine.checks import check_players, check_questions
+from engine.command import Flags, UserError, run_command
+from engine.files import as_jsonl
 from engine.players import judge_of, load_replica
-from engine.run import Run, questions_in
+from engine.run import Run, questions_in, set_up
 from engine.sharding import all_gather, deal, gather_dealt, rank_and_world
 from model import VLM, pack
 from rollout import PURE, rollout
 from teachers import teacher_folder
-from train import check_players, check_questions, set_up
 
 
 def select(run: Run, score: str, keep: int) -> None:

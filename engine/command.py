@@ -1,0 +1,60 @@
+"""How a command of ours ends: a user's mistake is one line, and every exit has its code."""
+
+import argparse
+import os
+import re
+import sys
+import traceback
+
+
+class UserError(Exception):
+    """A user's mistake. The message is one line that names the thing and the fix; the exit code is 2."""
+
+
+def one_line(error: Exception, line: int = 0) -> str:
+    """One line of what an error of a library says, in at most 120 characters."""
+    return (str(error).strip() or repr(error)).splitlines()[line][:120]
+
+
+class Flags(argparse.ArgumentParser):
+    """A command line whose mistakes are one line: no abbreviations, no usage block."""
+
+    def __init__(self, text: str):
+        super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str):
+        """Called by argparse on a wrong flag."""
+        raise UserError(f"{message}; see --help")
+
+
+def run_command(main) -> None:
+    """Run a command line's main(); a UserError becomes one line on standard error and exit code 2.
+
+    One of several processes that fails leaves at once: saying goodbye to the others (NCCL does) would wait for them,
+    and they wait for this one. torchrun ends them when it is gone.
+    """
+    try:
+        main()
+        return
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        code = 130
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except Exception as error:
+        full = re.search(r"No space left on device|Disk quota exceeded|File too large", str(error))
+        if full:
+            print(
+                f"error: {full[0]}: make room and give the same command again; what was whole is kept", file=sys.stderr
+            )
+        elif int(os.environ.get("WORLD_SIZE", 1)) < 2:
+            raise
+        else:
+            traceback.print_exc()
+        code = 2 if full else 1
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
