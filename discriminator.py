@@ -24,8 +24,6 @@ from engine.players import load_sharded
 from model import VLM, Batch, Prompt, head_product, pack, shared_prefix, trunk
 
 SYSTEM = "a response in <response> tags was written by a teacher or by a student."
-
-
 USER = "{question}<response>{response}</response> teacher 0 or student 1?"
 
 

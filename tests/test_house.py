@@ -20,7 +20,7 @@ HOME = Path(__file__).resolve().parent.parent
 LEVELS = """
     engine.command engine.files data grpo
     config engine.families engine.served engine.answers tiny.world tiny.models
-    model engine.sharding engine.folders engine.loading engine.lora
+    model engine.sharding engine.folders engine.loading engine.keys_values engine.lora
     discriminator judge rollout engine.run engine.memory engine.players engine.local engine.asking
     teachers eval tiny.lessons engine.report engine.checks
     train
