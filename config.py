@@ -1,4 +1,4 @@
-"""Every setting of a run: one line each, with the paper's value beside ours; presets; what is refused.
+"""Every setting of a run, one line each, with the paper's value beside ours; presets; contradictory settings.
 
 A setting in GROUPS is a flag of train.py (group_size is --group-size). The others are constants: change them here.
 """

@@ -37,7 +37,7 @@ def advantages(reward: torch.Tensor, kind: str = "dr_grpo") -> torch.Tensor:
 
 
 def teacher_advantages(advantage: torch.Tensor, teacher: torch.Tensor, use: str) -> torch.Tensor:
-    """What of the teacher rows' advantages reaches the gradient; advantage, teacher (Q, N) -> (Q, N).
+    """The advantages that reach the gradient, by `use` of the teacher rows; advantage, teacher (Q, N) -> (Q, N).
 
     gradient (the paper), right and denominator-1: all of it. positive: nothing below zero (pushing teacher text down
     has no bound, and cached text does not go away when its probability falls). baseline: nothing; the rows only move
@@ -53,9 +53,8 @@ def teacher_advantages(advantage: torch.Tensor, teacher: torch.Tensor, use: str)
 def surrogate(logp: torch.Tensor, logp_old: torch.Tensor, advantage: torch.Tensor, eps: float) -> torch.Tensor:
     """min(rho A, clip(rho, 1 - eps, 1 + eps) A) per token (paper, Eq. 2): (R, L), (R, L), (R,) -> (R, L).
 
-    To be maximised.
-    rho = pi_theta / pi_old, the same for student and teacher responses: the denominator is the student's own old
-    policy. On the first of the mu updates rho is 1 and the gradient is A grad log pi.
+    To be maximised. rho = pi_theta / pi_old for student and teacher responses alike: the denominator is always the
+    student's own old policy. On the first of the mu updates rho is 1 and the gradient is A grad log pi.
     """
     rho = torch.exp(logp - logp_old)
     a = advantage[:, None]

@@ -7,7 +7,7 @@
 
 The judge sees question, reference answer and response text, never the picture and never who wrote the response. What
 stands in a response cannot leave its place in the template: tags and control tokens in it lose their brackets (tested).
-That plain words do not talk a language model round is a hope: measure it on labelled lines.
+A language model may still be persuaded by plain words: measure it on labelled lines (tools.calibrate).
 
 The client for served models (Server) asks served teachers too.
 """

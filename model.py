@@ -69,7 +69,7 @@ class Encoder:
         self.banned_ids = sorted((special | set(unused)) - set(self.ends))  # never sampled, no probability when scored
 
     def limit_pictures(self, tokens: int) -> None:
-        """At most so many image tokens per picture (0: as the folder says)."""
+        """Limit the image tokens per picture (0: the folder's own limit)."""
         if tokens:
             self.family.limit(self.image_processor, self.config, tokens)
 
@@ -79,7 +79,7 @@ class Encoder:
         return [{name: x[name] for name in self.family.tensors} for x in outputs]
 
     def blank_picture(self) -> dict:
-        """The tensors of a blank picture, for ranks without pictures whose vision tower has to run all the same."""
+        """The tensors of a blank picture, for a rank without pictures: under FSDP its vision tower must run too."""
         return self.preprocess([Image.new("RGB", (56, 56))])[0]
 
     def chat_text(self, picture_tensors: list[dict], text: str | list[str], system: str = "") -> str:
@@ -116,7 +116,7 @@ class Encoder:
         return self.prompt(self.tokenizer(text, add_special_tokens=False)["input_ids"], picture_tensors)
 
     def encode_question(self, question: Question) -> Prompt:
-        """A question as a prompt. Raises UserError: it cannot be encoded, or is longer than the model's positions."""
+        """A question as a prompt. Raises UserError if it cannot be encoded or is longer than the model's positions."""
         try:
             prompt = self.encode(question.pictures(), question.text)
         except ValueError as error:
@@ -131,7 +131,7 @@ class Encoder:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.end]
 
     def clean(self, text: str) -> str:
-        """Text from elsewhere without anything that the tokenizer would take for a control token."""
+        """Remove from a text everything that the tokenizer would read as a control token."""
         for token in self.control:
             text = text.replace(token, "")
         return text.strip() if not any(token in text for token in self.control) else self.clean(text)
@@ -237,9 +237,9 @@ def join_pixels(prompts: list[Prompt]) -> dict | None:
 def trunk(base: nn.Module, family: Family, batch: Batch, cache=None) -> torch.Tensor:
     """Packed rows through the stock language model: -> last hidden states, flat (B * T, H).
 
-    Pixels pass the vision tower first, with its gradient; patches have passed it. Without pictures one patch of zeros
-    is projected and used by no token: under FSDP every rank has to give the projector a gradient. `cache` takes keys
-    and values; a batch of bare prompts needs no mask, since only padding stands behind a prompt.
+    Pixels pass the vision tower first, with its gradient; patches have passed it already. Without pictures the
+    projector gets one patch of zeros that no token uses: under FSDP every rank must run it. `cache` takes keys and
+    values. A batch of bare prompts needs no mask, since only padding follows a prompt.
     """
     embedded = base.get_input_embeddings()(batch.ids)  # (B, T, H)
     patches = batch.patches if batch.pixels is None else family.encode_pixels(base, batch.pixels)
@@ -253,12 +253,12 @@ def trunk(base: nn.Module, family: Family, batch: Batch, cache=None) -> torch.Te
 
 
 class Branches:
-    """The tree mask for `tree_attention`: stock code hands it from layer to layer in the mask's place."""
+    """The tree mask for `tree_attention`. Stock code passes it through its layers as the attention mask."""
 
     def __init__(self, batch: Batch):
         self.prompt, own = batch.prompt, batch.place >= 0
         self.place, self.row = batch.place.clamp(min=0), batch.place[:, 0] // batch.ids.shape[1]
-        self.live = own.flatten().nonzero()[:, 0]  # found once: in every layer it would wait for the GPU
+        self.live = own.flatten().nonzero()[:, 0]  # once per batch: nonzero() makes the CPU wait for the GPU
         self.there = batch.place.flatten()[self.live]
         length = (batch.segment == 0).sum(1)[self.row]  # of each response's prompt
         before = torch.arange(self.prompt, device=length.device) < length[:, None]
@@ -294,8 +294,7 @@ def use_tree_attention(config) -> None:
 class Fp32Product(torch.autograd.Function):
     """hidden (N, H) times weight (V, H), both bf16 -> (N, V) accumulated and kept in fp32.
 
-    A bf16 result would move the log-prob of a token by about 0.03 nats at a vocabulary of 152k. The gradients are those
-    of the bf16 product.
+    A bf16 result moves a token's log-prob by about 0.03 nats at a vocabulary of 152k. Gradients are the bf16 product's.
     """
 
     @staticmethod
@@ -393,7 +392,7 @@ class VLM(nn.Module):
         return self.logits(hidden[:, 0])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Last hidden states (n, H) -> logits (n, V), fp32; what may not be said has -inf."""
+        """Last hidden states (n, H) -> logits (n, V), fp32; banned tokens have -inf."""
         return head_product(self.hf.lm_head, hidden) + self.banned
 
     # ---- weights

@@ -90,8 +90,9 @@ def draw(logits, u, how: Sampling, seen=None) -> tuple[torch.Tensor, torch.Tenso
 
 
 def cumulate(p: torch.Tensor) -> torch.Tensor:
-    """Sums along each row. On a GPU torch refuses cumsum where determinism is asked for; its rounding is at stake, and
-    draw() says what that means.
+    """Cumulated sums along each row.
+
+    On a GPU torch refuses cumsum in deterministic mode, so the mode is off inside; only the rounding depends on it.
     """
     strict = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(strict and p.device.type == "cpu")
@@ -169,7 +170,7 @@ def sample(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> l
     logps = torch.zeros(rows, max_new_tokens, device=device)
     count = torch.zeros(rows, dtype=torch.long, device=device)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
-    living = torch.arange(rows, device=device)  # the original row of each row that is still decoded
+    living = torch.arange(rows, device=device)  # the original index of each row that is still decoded
     for t in range(max_new_tokens):
         drawn, drawn_logps = draw(logits, u[living, t], how, None if seen is None else seen[living])
         running = ~finished[living]
@@ -182,7 +183,7 @@ def sample(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> l
         running = ~finished[living]
         left = int(running.sum())
         anywhere = left
-        if isinstance(vlm, FSDPModule):  # all ranks gather its layers until the last one's rows have ended
+        if isinstance(vlm, FSDPModule):  # every rank must take part until the last row of any rank has ended
             anywhere = max(all_gather(left))
         if anywhere == 0 or t == max_new_tokens - 1:
             break

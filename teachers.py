@@ -32,7 +32,7 @@ FOLDER = HOME / "results" / "teachers"  # committed: each tiny teacher's weights
 
 
 def samples_of(cfg, questions: list) -> dict[str, int]:
-    """Responses that each teacher is asked for, by question: D's pre-training wants more where it comes by."""
+    """Number of responses asked from each teacher, by question id: more for questions of D's pre-training."""
     held, steps = pretraining_questions(cfg, questions)
     more = dict.fromkeys((q.id for part in (held, *steps) for q in part), pretraining_samples(cfg))
     return {q.id: max(cfg.teacher_samples, more.get(q.id, 0)) for q in questions}
@@ -53,7 +53,7 @@ def teacher_folder(name: str) -> Path:
 def ask_teacher(name: str, url: str, questions: list, run: Run, samples: dict | None = None) -> list[Response]:
     """samples[id] responses to every question (None: `teacher_samples`), from a server (`url`) or a teacher asked here.
 
-    Each is written down as it arrives, so that a killed run asks for the rest only.
+    Each response is written to disk as it arrives, so that a resumed run asks only for the rest.
     """
     samples = samples or {q.id: run.cfg.teacher_samples for q in questions}
     wanted = [(q, i) for q in questions for i in range(samples[q.id])]
@@ -67,7 +67,7 @@ def ask_teacher(name: str, url: str, questions: list, run: Run, samples: dict | 
     elif missing:
         known.add(tqdm(own_answers(name, teacher_folder(name), missing, samples, run), **bar))
     barrier()
-    known = AnswerLog(path, "question", "index", writes=False)  # on every rank what rank 0 has got
+    known = AnswerLog(path, "question", "index", writes=False)  # every rank reads what rank 0 wrote
     rows = [known[q.id, i] for q, i in wanted]
     return [Response(r["question"], r["index"], name, [], r["text"], r["finished"]) for r in rows]
 
@@ -128,7 +128,7 @@ def judged(judge: Judge, questions: list, responses: list[Response]) -> list[int
 def whole_responses(run: Run, encoder: Encoder, questions: list) -> dict[str, dict[str, list]]:
     """{question: {teacher: [(response, verdict)]}} of the run's teachers.jsonl, in the student's tokens.
 
-    What is cut off, empty or too long for the student is left out; the counts are printed.
+    Responses that are cut off, empty or too long for the student are skipped; their count is printed.
     """
     cfg, file, cut = run.cfg, run.path / "teachers.jsonl", 0
     of: dict[str, dict[str, list]] = {q.id: {name: [] for name in teacher_names(cfg)} for q in questions}
@@ -151,7 +151,7 @@ def whole_responses(run: Run, encoder: Encoder, questions: list) -> dict[str, di
 
 
 def fill_gaps(found: dict[str, list], enough: int, size: int) -> int:
-    """Where a teacher has fewer than `enough` responses to a question, the others' fill up to `size`; -> how many."""
+    """Fill a teacher that has fewer than `enough` responses up to `size` from the others; -> how many were added."""
     own = dict(found)
     for name, mine in own.items():
         others = [x for other, theirs in own.items() if other != name for x in theirs]

@@ -191,7 +191,7 @@ class Players:
     d_optimizer: torch.optim.Optimizer | None = None
 
     def trained(self) -> dict[str, tuple]:
-        """What a checkpoint holds: name -> (module, its optimizer)."""
+        """The trained parts that a checkpoint holds: name -> (module, its optimizer)."""
         out = {"student": (self.student, self.student_optimizer)}
         return out | ({"D": (self.D, self.d_optimizer)} if self.D else {})
 
@@ -216,7 +216,7 @@ def load_players(run: Run) -> Players:
 def ril(run: Run) -> None:
     """Algorithm 2 of the paper. The numbers 1-9 are those of the README; the switches default to the paper's choices.
 
-    Every rank has its share of the questions from 2 to 8; what is logged is of all.
+    From 2 to 8 each rank works on its share of the questions; the logged numbers are of all ranks.
     """
     cfg, judge, how, world = run.cfg, judge_of(run, weak=True), sampling_of(run.cfg), rank_and_world()[1]
     players = load_players(run)  # lines 1-2 of Algorithm 2
@@ -236,7 +236,7 @@ def ril(run: Run) -> None:
 
     for step in range(start, cfg.steps):  # line 3
         clock = Clock()
-        # 1 questions: P for all ranks; `own` of this one's count, and where P does not divide one has no rows
+        # 1 questions: P over all ranks. A rank has `own`; one more pads a rank that has fewer than the others
         visits = questions_at(questions, step, P, cfg.seed)
         here, own = dealt(visits)
         asked, names, everybody = [q for q, _ in here], [q.id for q, _ in here[:own]], [q.id for q, _ in visits]
@@ -318,7 +318,8 @@ def ril(run: Run) -> None:
 def pack_for_policies(run: Run, replica: VLM, seen: list, rows: list, cut: list[slice]) -> list[Batch]:
     """rows[q] are the token lists behind question q's prompt -> one packed batch per slice of questions.
 
-    A vision tower that is trained encodes the pictures itself, with its gradient; a blank picture stands in for none.
+    A trained vision tower encodes the pictures in the training forward pass, where its gradient is taken. A question
+    without a picture then gets a blank one, so that every rank runs the tower (FSDP would hang otherwise).
     """
     blank = None if "vision" in frozen_parts(run.cfg) else replica.encoder.blank_picture()
     prompts = [replace(p, patches=None) for p in seen] if blank else seen
@@ -406,7 +407,7 @@ def evaluate_run(run: Run) -> None:
         asked = teacher_model(teacher_folder(players[who]), run) if is_teacher else load_replica(run, players[who])
         found = evaluate(asked, test, judge, *how)
         del asked
-        gc.collect()  # a sharded model lies in a circle of references
+        gc.collect()  # FSDP modules hold reference cycles, so collect explicitly
         texts[who] = found.pop("texts")
         answers += [dict(who=who, **row) for row in found.pop("answers")]
         summary |= {f"{name}_{who}": value for name, value in rounded(found).items() if name != "questions"}
@@ -451,7 +452,7 @@ def run_stage(run: Run, name: str) -> None:
     print(title, flush=True)
     begin, file = time.perf_counter(), run.path / "seconds.json"
     action(run)
-    gc.collect()  # a sharded model lies in a circle of references
+    gc.collect()  # FSDP modules hold reference cycles, so collect explicitly
     if run.device != "cpu":
         torch.cuda.empty_cache()
     seconds, took = json.loads(file.read_text()) if file.exists() else {}, time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""Answers that survive a kill: each is appended to a JSON-lines file as it arrives, and known when it is asked again.
+"""A cache that survives a kill: every answer is appended to a JSON-lines file as it arrives.
 
 Verdicts of a judge, responses of a teacher, scores of questions and answers to benchmarks are kept this way.
 """
@@ -12,7 +12,7 @@ from engine.files import as_jsonl, read_jsonl
 
 
 def cut_torn_line(path: Path) -> None:
-    """Cut off what stands behind the last newline of a file: a kill tore it."""
+    """Remove an incomplete last line, which a killed process left behind."""
     content = path.read_bytes() if path.exists() else b""
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
@@ -21,10 +21,10 @@ def cut_torn_line(path: Path) -> None:
 
 
 class AnswerLog(dict):
-    """{key: row} of a JSON-lines file, which grows with it. Without a path it lives in memory alone.
+    """{key: row} of a JSON-lines file; rows that are added are appended to it. Without a path: in memory only.
 
-    names: the fields that make a row's key (several: a tuple). writes: does this rank write what is added? Several
-    ranks may write one file: a row is one write at its end.
+    names: the fields that make a row's key (several: a tuple). writes: whether this rank appends added rows. Several
+    ranks may append to one file, because a row is a single write at its end.
     """
 
     def __init__(self, path: Path | None, *names: str, writes: bool = True):
@@ -36,7 +36,7 @@ class AnswerLog(dict):
             self.update((self.key_of(row), row) for _, row in read_jsonl(path, names, torn=[]))
 
     def add(self, rows: Iterable[dict]) -> None:
-        """Keep rows, each on disk before the next one is asked for."""
+        """Store rows; each is written to the file before the next one is taken from the iterable."""
         with self.path.open("ab") if self.path else contextlib.nullcontext() as file:
             for row in rows:
                 self[self.key_of(row)] = row

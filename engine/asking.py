@@ -1,4 +1,4 @@
-"""Asking a teacher: one that is loaded here, or one that is served. Both say what they are asked for as it arrives."""
+"""Asking a teacher, loaded here or served. Both yield every response as it arrives."""
 
 import gc
 from collections.abc import Iterator
@@ -16,19 +16,19 @@ from rollout import Sampling, rollout
 
 
 def teacher_model(folder: Path, run: Run) -> VLM:
-    """A teacher, sharded over all ranks; where a GPU can hold all of it, its weights stay gathered once they were."""
+    """A teacher, sharded over all ranks; its weights stay gathered after the first use where a GPU can hold them."""
     vlm = load_sharded(run, folder, dtype=compute_dtype(run.cfg)).requires_grad_(False)
     if run.device != "cpu":
         whole = sum(p.numel() * p.element_size() for p in vlm.parameters())
         if whole * (1 + 1 / run.mesh.size(-1)) < 0.6 * torch.cuda.get_device_properties(run.device).total_memory:
-            vlm.set_reshard_after_forward(False)  # the shard stays beside what was gathered
+            vlm.set_reshard_after_forward(False)  # shard and gathered weights are both in memory
     return vlm
 
 
 def own_answers(name: str, folder: Path, missing: list[tuple], samples: dict, run: Run) -> Iterator[dict]:
     """The missing (question, index) of a teacher asked here, as {question, index, text, finished}, by our own rollout.
 
-    A question of which one is missing is asked for all of its samples[id] again. Every rank answers its share of the
+    A question that lacks one response is asked for all of its samples[id] again. Every rank answers its share of the
     questions and gets all answers.
     """
     cfg, vlm = run.cfg, teacher_model(folder, run)
@@ -38,18 +38,16 @@ def own_answers(name: str, folder: Path, missing: list[tuple], samples: dict, ru
     for n in sorted(set(samples.values()), reverse=True):
         alike = list({q.id: q for q, _ in missing if samples[q.id] == n}.values())
         side_by_side = min(64, max(1, cfg.rollout_rows // n))
-        for part in slices(
-            len(alike), side_by_side * rank_and_world()[1]
-        ):  # one pass: on disk before the next one begins
+        for part in slices(len(alike), side_by_side * rank_and_world()[1]):  # each is on disk before the next begins
             asked, own = dealt(alike[part])
             prompts, ids = [vlm.encoder.encode_question(q) for q in asked], [q.id for q in asked]
             groups = rollout(vlm, prompts, ids, n, cfg.max_new_tokens, how, **more)
-            if hasattr(vlm, "reset_iter_state"):  # FSDP notes every forward until a backward pass comes, and none will
-                vlm.reset_iter_state()  # torch 2.11 has no such method: there about 50 bytes a layer and token stay
+            if hasattr(vlm, "reset_iter_state"):  # FSDP records every forward until a backward pass
+                vlm.reset_iter_state()  # without it (torch 2.11) about 50 bytes a layer and token stay in memory
             for r in (r for group in gather_dealt(groups[:own]) for r in group if (r.question, r.index) in wanted):
                 yield dict(question=r.question, index=r.index, text=r.text, finished=r.finished)
     del vlm
-    gc.collect()  # a sharded model lies in a circle of references, and another teacher may follow
+    gc.collect()  # FSDP modules hold reference cycles, and another teacher may follow
 
 
 def served_answers(server: Server, missing: list[tuple[Question, int]], cfg) -> Iterator[dict]:

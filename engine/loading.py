@@ -1,7 +1,7 @@
 """Models from folders, and folders from models.
 
-`load` builds a model without memory, shards it where there is a mesh, and every rank reads its own slices of the
-safetensors files. What can be known from the files alone is checked first (`meta_model`), so that a wrong folder is one
+`load` builds a model on the meta device, shards it if there is a mesh, and every rank reads its own slices of the
+safetensors files. `meta_model` checks everything that the files alone can tell, so that a wrong folder stops with one
 line before anything expensive begins. `save` writes a folder that stock `from_pretrained` reads.
 """
 
@@ -63,9 +63,9 @@ def load(
 
 
 def with_weights(player, hf: nn.Module, folder: Path | None, device, seed: int = 0):
-    """A player that was built without memory, with the folder's weights (None: random ones) on `device`, to be asked.
+    """Give a player from the meta device memory on `device` and the folder's weights (None: random ones).
 
-    hf is the stock model that it is or is made of.
+    hf is the stock model that the player is, or is built from.
     """
     player.to_empty(device=device)
     getattr(player, "init_buffers", hf.tie_weights)()
@@ -73,7 +73,7 @@ def with_weights(player, hf: nn.Module, folder: Path | None, device, seed: int =
         fill(player, seed)
     else:
         read_weights(getattr(player, "tensors", hf.state_dict)(), hf, folder)
-    for module in player.modules():  # rotary tables are in no file; stock code computes them
+    for module in player.modules():  # rotary tables are not in the files; stock code computes them
         if not isinstance(module, VLM) and list(module.buffers(recurse=False)):
             hf._init_weights(module)
     return player.eval()
@@ -110,7 +110,7 @@ def load_language_model(name: str, device, dtype, mesh: DeviceMesh | None = None
 
 
 def cannot_be_loaded(name: str | Path, error: Exception) -> UserError:
-    """Whatever stock code says of a torn or missing file, as one line."""
+    """The error of stock code on a damaged or missing file, as one line."""
     if isinstance(error, UserError):
         return error
     return UserError(f"{name}: cannot be loaded ({one_line(error)}); make the folder anew")
@@ -152,7 +152,7 @@ def meta_model(name: str | Path, dtype: torch.dtype = torch.float32) -> VLM:
 
 
 def check_end(encoder: Encoder) -> None:
-    """One of the end tokens has to close an answer in the chat template. Raises UserError: texts would never end."""
+    """An end token must close an answer in the chat template. Raises UserError: else no text would ever end."""
     chat = [dict(role="user", content="question"), dict(role="assistant", content="answer says")]
     closing = encoder.tokenizer.apply_chat_template(chat, tokenize=False).rpartition("answer says")[2]
     if not any(token in closing for token in encoder.tokenizer.convert_ids_to_tokens(encoder.ends)):
@@ -192,7 +192,7 @@ def set_dtype(config, dtype: torch.dtype) -> None:
 
 
 def random_meta_model(name: str, dtype: torch.dtype = torch.float32) -> VLM:
-    """The same of a published model at full size, without its files; it spells in the tiny tokenizer."""
+    """A published model at full size on the meta device, without its files; it uses the tiny tokenizer."""
     config = published_config(name)
     family = FAMILIES[config.model_type]
     tiny, tok, _ = family.tiny(96, 1)
@@ -240,7 +240,7 @@ def tokenizer_of(folder: Path):
 
 
 def tie_as_in_files(config, headers: dict) -> None:
-    """Embeddings and head are one tensor if the files hold no head, whatever the configuration says."""
+    """Tie embeddings and head if the files hold no head, whatever the configuration says."""
     tied = not any(name.endswith("lm_head.weight") for name in headers)
     for level in levels(config):
         if hasattr(level, "tie_word_embeddings"):
@@ -293,7 +293,7 @@ def picture_template(folder: Path, tok, sign: str) -> str:
 
 
 def fault_of_template(tok, template: str, sign: str = "") -> str:
-    """What is wrong with a chat template, "" for nothing: it has to show the texts and, with `sign`, the picture."""
+    """The fault of a chat template, "" for none: it must show the texts and, with `sign`, the picture."""
     user = [{"type": "image"}, {"type": "text", "text": "user says"}]
     chats = [[dict(role="system", content="system says"), dict(role="user", content="user says")]]
     chats += [[dict(role="user", content=user)], [chats[0][0], dict(role="user", content=user)]] if sign else []
@@ -340,8 +340,8 @@ def copy_slice(target: torch.Tensor, there) -> None:
 def find_folder(name: str | Path) -> Path:
     """A folder as it is; a published name from the hub's cache or, with a network, from the hub.
 
-    Of each node the first process looks and downloads while the others wait, however long. A download that was
-    interrupted goes on. All ranks together.
+    The first process of each node looks and downloads while the others wait, however long. An interrupted download
+    is continued. A collective: all ranks call it.
     """
     if str(name) not in FULL | JUDGES:
         return Path(name)
@@ -364,7 +364,7 @@ def cached_folder(hub: str) -> Path | None:
 
 
 def download(name: str) -> str:
-    """Bring a published model into the hub's cache unless it is there; -> what went wrong, "" for nothing."""
+    """Download a published model into the hub's cache unless it is there; -> the error, "" for none."""
     from huggingface_hub import snapshot_download
 
     hub = (FULL | JUDGES)[name]

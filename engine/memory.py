@@ -1,4 +1,4 @@
-"""What a phase of a step needs in memory: asked by --offload auto, by tools.plan and by tools.pilot."""
+"""The memory that each phase of a step needs, for --offload auto, tools.plan and tools.pilot."""
 
 import functools
 import os
@@ -17,7 +17,7 @@ PROMPT_TEXT = 200  # tokens of a question
 
 
 def without_memory(name: str):
-    """A model by its name or folder; the real classes, without memory (a tiny one has some)."""
+    """A model by its name or folder, on the meta device (a tiny one is really loaded)."""
     return load(name) if name in TINY else (random_meta_model if name in FULL else meta_model)(name)
 
 
@@ -29,7 +29,7 @@ def sizes(name: str) -> dict[str, float]:
 
 @functools.lru_cache
 def trained(name: str, frozen: tuple, reads: str) -> tuple[int, int]:
-    """How many parameters the loop trains: of the student, and of a D that reads `reads`."""
+    """Number of trained parameters of the student, and of a D that reads `reads`."""
     student = without_memory(name).freeze(*frozen)
     players = (student, Discriminator(student, reads))
     student, D = (sum(p.numel() for p in x.parameters() if p.requires_grad) for x in players)
@@ -77,15 +77,15 @@ def count_of(vlm) -> dict[str, float]:
 
 
 def shards(gpus: int) -> int:
-    """The GPUs over which weights are cut: those of a node (8 where torchrun does not say)."""
+    """The GPUs over which weights are sharded: those of a node (8 unless torchrun says otherwise)."""
     return min(gpus, int(os.environ.get("LOCAL_WORLD_SIZE", 8)))
 
 
 def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
     """GB (1e9) per GPU in each phase of a step, and of the host for all ranks of a node.
 
-    Keys and values are counted in every phase of --offload none, since nothing frees them within a step. The host holds
-    what is away from the GPUs, a checkpoint on its way to the disk, and the best student while rank 0 writes it.
+    With --offload none keys and values count in every phase, since nothing frees them within a step. The host holds
+    what is offloaded, a checkpoint that is being written, and the best student while rank 0 writes it.
     """
     m, judge, W, of = sizes(cfg.student), judge_parameters(cfg.judge), shards(gpus), training_state(cfg)
     prompt = (cfg.image_tokens or 256) + PROMPT_TEXT

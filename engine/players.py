@@ -44,7 +44,7 @@ def load_player(run: Run, name: str | Path, **more):
 
 
 def judge_of(run: Run, weak: bool = False) -> Judge:
-    """The judge, loaded once. `weak`: as --judged and --judge-wrong make it for the loop; not for evaluation."""
+    """The judge, loaded once. `weak`: with the errors of --judged and --judge-wrong; for training, never evaluation."""
     cfg = run.cfg
     if run.known_judge is None:
         more = dict(cache=run.path / "verdicts.jsonl", random=cfg.random_weights and cfg.judge in JUDGES)
@@ -57,7 +57,7 @@ def judge_of(run: Run, weak: bool = False) -> Judge:
 
 
 def recompute_activations(base: torch.nn.Module) -> None:
-    """Keep each layer's input only and recompute the rest in the backward pass."""
+    """Keep only each layer's input and recompute the rest in the backward pass."""
     name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"  # before transformers 5.23
     getattr(base, f"{name}_checkpointing_enable")(dict(use_reentrant=False))
 
@@ -77,7 +77,7 @@ def update(
     Raises UserError BEFORE the step where loss or norm is not finite; `ids` are the questions of the step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for p in parameters:  # a batch without pictures gives the projector none: zeros keep the optimiser state whole
+    for p in parameters:  # without pictures the projector has no gradient; zeros keep the optimiser's state complete
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, clip)).item()
     if not np.isfinite(norm) or not np.isfinite(loss):
@@ -92,7 +92,7 @@ def update(
 
 
 def total(x: float) -> float:
-    """The sum over all ranks, added up in their order: the same number on each."""
+    """The sum over all ranks, added in rank order, so that every rank gets the same number."""
     return float(sum(all_gather(x)))
 
 
@@ -116,10 +116,10 @@ def on_gpu(run: Run, *players):
 
 
 def hold_memory(run: Run, replica: VLM, student: VLM, held: bool) -> None:
-    """With --offload phase the weights that `replica` takes over from `student` get memory, or become empty tensors.
+    """With --offload phase: allocate (held=True) or free the weights of `replica` that `student` trains.
 
-    `copy_trained` writes all of them before they are read again, so none is copied to the host. What the student does
-    not train (the vision tower) stays on the GPU: `copy_trained` would not bring it back.
+    They are freed without a copy on the host, because `copy_trained` writes all of them before the next use. Weights
+    that the student does not train (the vision tower) stay on the GPU: `copy_trained` would not restore them.
     """
     for name, theirs in student.named_parameters() if run.cfg.offload == "phase" else ():
         if theirs.requires_grad:
@@ -129,7 +129,7 @@ def hold_memory(run: Run, replica: VLM, student: VLM, held: bool) -> None:
 
 @contextlib.contextmanager
 def refreshed(run: Run, replica: VLM, student: VLM):
-    """Inside the block `replica` has the student's present weights; with --offload phase it has them there only."""
+    """Inside the block `replica` has the student's current weights; with --offload phase it is empty outside."""
     hold_memory(run, replica, student, True)
     copy_trained(replica, student)
     yield

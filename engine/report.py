@@ -1,4 +1,4 @@
-"""What a run says: the line of a step, its metrics of tokens, samples.md, curves.png, the summary."""
+"""What a run reports: the line of a step, metrics over tokens, samples.md, curves.png, the summary."""
 
 import io
 import time
@@ -77,10 +77,10 @@ def log_step(run: Run, step: int, row: dict, clock: Clock, packed: list) -> None
 
 
 def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str, how: Sampling) -> dict[str, float]:
-    """What the step's tokens look like under the policy, over all ranks; every name is defined in the README.
+    """Metrics of the step's tokens under the policy, over all ranks; the README defines every name.
 
     Sums are taken per question, so that neither micro-batching nor the number of ranks changes them. Where sampler and
-    scorer differ by intent (`how` is not PURE), the mean and the spread of their difference are told too.
+    scorer differ on purpose (`how` is not PURE), the mean and the spread of their difference are added.
     """
     mine = []
     for s, batch, old, ref in zip(cut, packed, logp_old, logp_ref, strict=True):

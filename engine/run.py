@@ -1,6 +1,6 @@
-"""A run's folder: its settings, its log, its checkpoints; the same for one process and for many.
+"""A run's folder: its settings, log and checkpoints, for one process and for many.
 
-Rank 0 writes: files under a temporary name that is renamed, logs by appending. What a stage does stands in train.py.
+Rank 0 writes. Files get a temporary name and are then renamed; logs are appended. The stages are in train.py.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def device_of(cfg) -> str:
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process has held."""
+    """The largest resident memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 
@@ -84,8 +84,8 @@ def split(cfg) -> dict[str, list]:
 def pretraining_questions(cfg, questions: list, usable: Iterable | None = None) -> tuple[list, list[list]]:
     """(held-out questions, those of each step) of D's pre-training; both empty where there is none.
 
-    The order is that of ALL training questions, so it is known before a teacher is asked. `usable`: the ids of those
-    with a response (None: all); the others are passed over, which moves nobody else.
+    The order is that of ALL training questions, so it is known before a teacher is asked. `usable` holds the ids of
+    questions with a response (None: all); the others are skipped, and the order of the rest does not change.
     """
     if cfg.discriminator == "none" or not cfg.d_steps:
         return [], []
@@ -115,9 +115,9 @@ def settings_of(cfg) -> dict:
 
 
 def check_settings(folder: Path, cfg) -> None:
-    """The run in `folder` must have been started with these settings. Raises UserError that names those that differ."""
+    """Compare these settings with the run in `folder`. Raises UserError that names those that differ."""
     theirs, ours = json.loads((folder / "config.json").read_text())["settings"], settings_of(cfg)
-    theirs = {f.name: f.default for f in dataclasses.fields(cfg)} | theirs  # made before a setting existed
+    theirs = {f.name: f.default for f in dataclasses.fields(cfg)} | theirs  # a run older than a setting has its default
     differ = [k for k in ours if k not in FREE and without_host(ours[k]) != without_host(theirs.get(k))]
     if differ:
         change = ", ".join(f"{k} {theirs.get(k)!r} -> {ours[k]!r}" for k in differ)
@@ -173,7 +173,7 @@ class Run:
         return [row for _, row in lines if stage in ("", row["stage"])]
 
     def rewind(self, stage: str, step: int) -> None:
-        """Forget what a killed process logged of `stage` behind its last checkpoint: it will be logged again."""
+        """Remove the log lines of `stage` after its last checkpoint: the resumed run logs these steps again."""
         for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
             rows = [r for r in self.rows(name) if r["stage"] != stage or 0 < step > r["step"]]
             self.write(name, as_jsonl(rows))
@@ -183,14 +183,14 @@ class Run:
 class Checkpoints:
     """Resumable state of one stage: weights and optimisers of `parts`, and `progress` (plain numbers).
 
-    Written in the background, on a process group of its own (its threads talk while training does). A checkpoint counts
-    once it has its final name, which it gets when all ranks have written.
+    Saved in the background, on a process group of its own, because training uses the other one at the same time. A
+    checkpoint gets its final name when all ranks have written; only then is it used.
     """
 
     def __init__(self, run: Run, stage: str, parts: dict[str, tuple], every: int):
         self.run, self.stage, self.parts, self.every = run, stage, parts, every
         self.folder, self.group = run.path / "checkpoints", dist.new_group(backend="gloo")
-        self.writing = []  # what to wait for: the save on its way, and rank 0's thread that names it
+        self.writing = []  # futures to wait for: the save, and rank 0's thread that renames the folder
         self.thread = ThreadPoolExecutor(1)
 
     def found(self) -> list[Path]:
@@ -206,7 +206,7 @@ class Checkpoints:
         return out
 
     def save(self, step: int, progress: dict) -> None:
-        """Begin to save after `step` steps when it is time; the training goes on meanwhile."""
+        """Start a save every `every` steps; training continues while it is written."""
         if step % self.every:
             return
         self.finish()
@@ -228,7 +228,7 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def finish(self) -> None:
-        """Wait for the save on its way."""
+        """Wait for the save that is being written. Raises UserError when it failed."""
         try:
             for going_on in self.writing:
                 going_on.result()
@@ -252,7 +252,7 @@ class Checkpoints:
     def resume(self, progress: dict) -> int:
         """Load the newest intact checkpoint into parts and `progress`; -> the number of steps done (0 without one).
 
-        A damaged one is named and left out; the one before it is used.
+        A damaged one is named and skipped; the one before it is used.
         """
         step = 0
         for path in reversed(self.found()):

@@ -30,7 +30,7 @@ def chat_message(text: str, pictures: Iterable = ()) -> dict:
 
 
 def is_url(name: str) -> bool:
-    """Does it name a server?"""
+    """Is this name the address of a server?"""
     return name.startswith(("http://", "https://"))
 
 
@@ -88,7 +88,7 @@ class Server:
             except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
                 said = f"{type(error).__name__}: {one_line(error)}"
             if attempt < self.tries - 1:
-                if attempt > 1:  # the first failures are nothing to speak of
+                if attempt > 1:  # the first two failures are common and not worth a line
                     print(f"  {self.url}: {said}; trying again in {pause:.0f} s", file=sys.stderr, flush=True)
                 self.sleep(pause)
         raise UserError(f"{self.url}: {self.tries} tries without a usable answer (last: {said}); is it running?")
@@ -109,7 +109,7 @@ class Server:
                     for i, chat, seed in itertools.islice(waiting, 0 if failed else self.in_flight - len(running)):
                         body = fields | {"messages": chat} | ({} if seed is None else {"seed": seed})
                         running[pool.submit(self.call, "/chat/completions", body, only_choice)] = i
-                except UserError as error:  # an unreadable picture: what is under way is not lost
+                except UserError as error:  # an unreadable picture: requests under way are still waited for
                     failed = error
                 if not running:
                     break

@@ -1,7 +1,6 @@
-"""Ranks: joining them, dealing work to them, gathering what each has; and FSDP2 over them.
+"""Ranks: start the process group, deal work, gather results; and FSDP2 over the ranks.
 
-Training is sharded over the ranks, one process being the smallest case. Nothing else in this project asks torch which
-rank it is.
+Training is always sharded, also over one process. No other file asks torch for its rank.
 """
 
 import atexit
@@ -26,9 +25,9 @@ from engine.command import UserError, one_line
 
 # ------------------------------------------------------------------------------------------------ ranks
 def start_ranks(device: str) -> DeviceMesh:
-    """Join torchrun's processes, or be the only one; -> the mesh to shard over: (nodes, GPUs) or (GPUs,).
+    """Start the process group, of torchrun's processes or of this one; -> the mesh: (nodes, GPUs) or (GPUs,).
 
-    Over several nodes the shards lie inside a node and only gradients cross (HSDP).
+    With several nodes each node holds all shards, and only gradients cross between nodes (HSDP).
     """
     if not dist.is_initialized():
         backend, local = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", int(os.environ.get("LOCAL_RANK", 0))
@@ -69,17 +68,17 @@ def deal(items: list) -> list:
 
 
 def dealt(items: list) -> tuple[list, int]:
-    """This rank's share, as long as every other rank's, and how many of it count.
+    """(this rank's share, padded to the length of the longest share; how many of its items count).
 
-    Every rank has to make the same number of forward passes: where the items do not divide, a rank that is one short
-    gets the first item besides, which adds to no result.
+    Every rank must make the same number of forward passes. A rank whose share is one item shorter repeats item 0 of
+    `items` as padding; it contributes no loss and no result.
     """
     mine = deal(items)
     return mine + list(items[:1]) * (-(-len(items) // rank_and_world()[1]) - len(mine)), len(mine)
 
 
 def all_gather(x) -> list:
-    """What every rank has under this name, by rank (all ranks together)."""
+    """The x of every rank, in rank order. A collective: all ranks call it."""
     parts: list = [None] * rank_and_world()[1]
     if len(parts) == 1:
         return [x]
@@ -88,18 +87,18 @@ def all_gather(x) -> list:
 
 
 def gather_dealt(mine: list) -> list:
-    """The results of all ranks in the order in which `deal` dealt; every rank gets them (lengths may differ by one)."""
+    """Undo `deal`: the results of all ranks in the order of the dealt items, on every rank. A collective."""
     parts = all_gather(mine)
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
 
-MEETING = 30.0  # seconds between two meetings of ranks of which one is still at work
+MEETING = 30.0  # seconds between two collectives of `together`; must be below the process group's timeout
 
 
 def together(work: Callable):
-    """Do this rank's work(), however long; the ranks meet meanwhile, so that no collective times out.
+    """Run work(), which may take hours on some ranks and no time on others; -> what it returns.
 
-    All ranks together; `work` itself must not contain a collective. -> what it returns.
+    A collective every 30 seconds keeps the waiting ranks from a timeout. `work` itself must not contain a collective.
     """
     if rank_and_world()[1] == 1:
         return work()
@@ -111,13 +110,13 @@ def together(work: Callable):
 
 
 def barrier() -> None:
-    """Until every rank is here: what rank 0 wrote is there now."""
+    """Wait until every rank is here, for example until rank 0 has written a file."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def full_tensor(x: torch.Tensor) -> torch.Tensor:
-    """The full tensor of a sharded one (all ranks together)."""
+    """The full tensor of a sharded one. A collective: all ranks call it."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
@@ -137,7 +136,7 @@ def shard(player: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, compute:
 
 @torch.no_grad()
 def copy_trained(replica: nn.Module, student: nn.Module) -> None:
-    """`replica` takes over what `student` trains; a whole replica gathers a sharded student. All ranks together."""
+    """Copy the trained weights of a sharded `student` to an unsharded `replica`. A collective: all ranks call it."""
     mine = replica.tensors()
     trained = {name.removeprefix("hf.") for name, p in student.named_parameters() if p.requires_grad}
     for name, theirs in student.tensors().items():
@@ -147,7 +146,7 @@ def copy_trained(replica: nn.Module, student: nn.Module) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path):
-    """A folder that is either absent or whole: yields a temporary name beside `path`; rank 0 renames it at the end."""
+    """Write a folder atomically: yields a temporary folder beside `path`, which rank 0 renames at the end."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
     if rank_and_world()[0] == 0:
