@@ -89,7 +89,7 @@ def command(cwd: Path, *flags: str) -> None:
     os.chdir(cwd)
     try:
         cfg = dataclasses.replace(config.parse(flags), **{k: names[k](x) for k, x in constants.items()})
-        train.run_all(cfg, flags)
+        train.run_all(cfg, ["train.py", *flags])
     finally:
         os.chdir(before)
 
@@ -2845,6 +2845,8 @@ def test_the_pilot_writes_its_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pilot.main(["--name", "p", *few])
     page = (tmp_path / "runs/p-pilot/pilot.md").read_text()
+    command_line = json.loads((tmp_path / "runs/p-pilot/config.json").read_text())["command"]
+    assert command_line.startswith("python -m tools.pilot --name p ")
     assert "8 of 8 prompts, token for token" in page and "planned" in page and "tiny-qwen-teacher:" in page
     gap = float(re.search(r"largest difference (\S+)", page).group(1))
     assert gap < 1e-4

@@ -464,12 +464,12 @@ def run_stage(run: Run, name: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the stages whose artefact is missing, say which are skipped, end with the summary."""
-    cfg = parse(sys.argv[1:] if argv is None else argv)
-    run_all(cfg, sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    run_all(parse(argv), ["train.py", *argv])
 
 
-def run_all(cfg: Config, argv: list[str]) -> Run:
-    """Check what can be checked, run the stages, print the summary; -> the run."""
+def run_all(cfg: Config, command: list[str]) -> Run:
+    """Check what can be checked, run the stages, print the summary; -> the run. `command` goes to config.json."""
     set_up(cfg)
     encoder = check_players(cfg)
     for difference in unlike_the_paper(cfg):
@@ -485,7 +485,7 @@ def run_all(cfg: Config, argv: list[str]) -> Run:
         Server(cfg.judge).name_model()  # a dead judge is named now, before anything is written
     if cfg.offload == "auto":
         cfg.offload = "none" if device_of(cfg) == "cpu" or everything_fits(cfg) else "phase"
-    run = Run(cfg, argv)
+    run = Run(cfg, command)
     for name in stages_of(cfg):
         if cfg.stage in ("all", name):
             run_stage(run, name)

@@ -134,9 +134,12 @@ def without_host(value):
 
 # ------------------------------------------------------------------------------------------------ folder and log
 class Run:
-    """runs/NAME: its settings, files and log, and where its models are (device, mesh)."""
+    """runs/NAME: its settings, files and log, and where its models are (device, mesh).
 
-    def __init__(self, cfg, argv: list[str]):
+    command: what python was called with, for config.json.
+    """
+
+    def __init__(self, cfg, command: list[str]):
         self.cfg, self.path, self.first = cfg, Path("runs") / cfg.name, rank_and_world()[0] == 0
         self.device, self.mesh = device_of(cfg), start_ranks(device_of(cfg).partition(":")[0])
         self.known_judge = None  # engine/players.py
@@ -149,7 +152,7 @@ class Run:
         else:
             git = ["git", "describe", "--always", "--dirty"]
             commit = subprocess.run(git, cwd=HOME, capture_output=True, text=True).stdout.strip() or "unknown"
-            made = dict(command=shlex.join(["python", "train.py", *argv]), commit=commit, settings=settings_of(cfg))
+            made = dict(command=shlex.join(["python", *command]), commit=commit, settings=settings_of(cfg))
             versions = dict(python=platform.python_version(), torch=torch.__version__)
             self.write("config.json", made | dict(versions=versions | dict(transformers=transformers.__version__)))
         barrier()

@@ -267,7 +267,7 @@ def command(folder: Path, *flags: str) -> None:
     try:
         cfg = config.parse(flags)
         values = {name: type(getattr(cfg, name))(value) for name, value in constants.items()}
-        train.run_all(dataclasses.replace(cfg, **values), flags)
+        train.run_all(dataclasses.replace(cfg, **values), ["train.py", *flags])
     finally:
         os.chdir(before)
 

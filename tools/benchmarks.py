@@ -685,7 +685,7 @@ def ask_benchmarks(args, tables: list[Table], folder: Path) -> None:
         ask_file(student, table, settings, folder, args.batch)
     if first:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-        run |= dict(commit=done.stdout.strip(), attention=student.hf.config._attn_implementation)
+        run |= dict(commit=done.stdout.strip(), attention=student.base.language_model.config._attn_implementation)
         run |= dict(torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__)
         run |= dict(device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine())
         run |= dict(python=platform.python_version(), seconds=round(time.time() - began, 1))

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("say what to build: python -m tools.build student, or teacher, then flags of train.py")
     cfg = parse(rest)
     set_up(cfg)
-    BUILDS[what](Run(cfg, rest))
+    BUILDS[what](Run(cfg, ["-m", "tools.build", what, *rest]))
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg = parse(argv)
     few = dict(pool=64, valid_questions=16, test_questions=16, steps=3, eval_every=0, pilot=True)
     few |= dict(d_steps=min(3, cfg.d_steps), sft_steps=min(30, cfg.sft_steps))
-    run = run_all(replace(cfg, name=f"{cfg.name}-pilot", **few), argv)
+    run = run_all(replace(cfg, name=f"{cfg.name}-pilot", **few), ["-m", "tools.pilot", *argv])
     pilot(run, split(run.cfg)["train"][:8])
 
 

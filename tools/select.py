@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         cfg = replace(cfg, teacher_use="none", similarity="none")
     set_up(cfg)
     check_questions(cfg, check_players(cfg))
-    select(Run(cfg, argv), args.score, args.keep)
+    select(Run(cfg, ["-m", "tools.select", *argv]), args.score, args.keep)
 
 
 if __name__ == "__main__":
