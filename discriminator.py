@@ -111,13 +111,6 @@ def similarity_reward(student_logit: torch.Tensor, kind: str = "binary") -> torc
     return torch.round(teacher_like * steps) / steps if steps else teacher_like
 
 
-def discriminator_accuracy(student_logit: torch.Tensor, is_student: torch.Tensor) -> dict[str, float]:
-    """Share of right verdicts per class and their mean; 0.5 = D cannot tell them apart."""
-    right = (student_logit > 0) == is_student
-    on_student, on_teacher = (right[x].float().mean().item() if x.any() else 0.0 for x in (is_student, ~is_student))
-    return {"d_accuracy": (on_student + on_teacher) / 2, "d_on_student": on_student, "d_on_teacher": on_teacher}
-
-
 def discriminator_backward(
     D: Discriminator, batches: list[Batch], is_student: torch.Tensor, share: float = 1.0, scale: float = 1.0
 ) -> tuple[float, torch.Tensor]:

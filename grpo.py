@@ -112,27 +112,3 @@ def policy_loss(
 def sft_loss(logp: torch.Tensor, mask: torch.Tensor, tokens: int) -> torch.Tensor:
     """Mean negative log-likelihood: (R, L), (R, L) -> scalar. `tokens` counts the target tokens of the whole step."""
     return -(logp * mask).sum() / tokens
-
-
-def surrogate_metrics(logp: torch.Tensor, logp_old: torch.Tensor, mask: torch.Tensor, eps: float) -> tuple:
-    """How far an update is from the sampling policy: (sum of the ratios, clipped tokens, tokens)."""
-    rho = torch.exp(logp - logp_old)[mask].double()
-    return rho.sum().item(), int(((rho - 1).abs() > eps).sum()), len(rho)
-
-
-def group_metrics(reward, similarity, answer, teacher, advantage) -> dict[str, float]:
-    """What the rewards of a step look like; all (Q, N), `teacher` marks the teachers' responses, `advantage` (Q, any)
-    is what reaches the gradient. Defined in the README.
-    """
-
-    def mean(x, where):
-        return x[where].mean().item() if where.any() else 0.0
-
-    return {
-        "reward": mean(reward, ~teacher),
-        "similarity": mean(similarity, ~teacher),
-        "answer": mean(answer, ~teacher),
-        "teacher_similarity": mean(similarity, teacher),
-        "teacher_answer": mean(answer, teacher),
-        "dead_groups": (advantage == 0).all(dim=1).float().mean().item(),
-    }

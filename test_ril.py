@@ -338,7 +338,7 @@ def test_second_pass_has_a_ratio_and_the_clip_acts():
     down = grpo.surrogate(logp.detach(), old, torch.tensor([-1.0]), eps=0.2)
     assert torch.allclose(down, torch.tensor([[-1.4, -1.1, -0.8]], dtype=torch.double))
     mask = torch.ones(1, 3, dtype=torch.bool)
-    ratios, clipped, tokens = grpo.surrogate_metrics(logp.detach(), old, mask, 0.2)
+    ratios, clipped, tokens = report.surrogate_metrics(logp.detach(), old, mask, 0.2)
     assert (clipped, tokens) == (2, 3) and abs(ratios - (1.4 + 1.1 + 0.6)) < 1e-6
 
 
@@ -367,7 +367,7 @@ def test_what_is_done_with_teacher_rows():
 def test_dead_groups_are_counted_and_have_no_advantage():
     reward = torch.tensor([[1.0, 1, 1, 1], [0, 1, 2, 1]])
     teacher = torch.tensor([[False, False, True, True]]).expand(2, -1)
-    found = grpo.group_metrics(reward, reward, reward, teacher, grpo.advantages(reward))
+    found = report.group_metrics(reward, reward, reward, teacher, grpo.advantages(reward))
     assert found["dead_groups"] == 0.5 and found["reward"] == 0.75 and found["teacher_answer"] == 1.25
     assert grpo.advantages(reward)[0].abs().sum() == 0
 
@@ -705,7 +705,7 @@ def test_discriminator_loss_is_equation_1_and_adds_up_over_parts():
     parts = sum(disc.discriminator_loss(logit[s], student[s], 2, 2) for s in (slice(0, 1), slice(1, 4)))
     assert abs(parts.item() - want) < 1e-6
     assert disc.similarity_reward(logit).tolist() == [0, 1, 0, 1]  # below 0 reads like a teacher
-    found = disc.discriminator_accuracy(logit, student)
+    found = report.discriminator_accuracy(logit, student)
     assert found == {"d_accuracy": 0.5, "d_on_student": 0.5, "d_on_teacher": 0.5}
 
 

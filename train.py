@@ -40,7 +40,6 @@ from config import D_ALARM, STAGES, Config, frozen_parts, parse, pretraining_sam
 from data import questions_at, slices
 from discriminator import (
     Discriminator,
-    discriminator_accuracy,
     discriminator_backward,
     discriminator_scores,
     make_discriminator,
@@ -68,6 +67,7 @@ from engine.players import (
 )
 from engine.report import (
     Clock,
+    discriminator_accuracy,
     discriminator_metrics,
     draw_curves,
     log_step,
@@ -80,6 +80,7 @@ from engine.report import (
     shown,
     start_and_end,
     step_metrics,
+    surrogate_metrics,
     token_metrics,
     write_samples,
 )
@@ -87,7 +88,7 @@ from engine.run import Checkpoints, Run, device_of, peak_memory_mb, pretraining_
 from engine.served import Server, is_url
 from engine.sharding import all_gather, barrier, dealt, full_tensor, new_folder, rank_and_world
 from eval import evaluate
-from grpo import advantages, policy_loss, rewards, surrogate_metrics, teacher_advantages
+from grpo import advantages, policy_loss, rewards, teacher_advantages
 from model import VLM, Batch, pack
 from rollout import rollout, sampling_of
 from teachers import TeacherCache, teacher_folder, teachers
@@ -489,13 +490,7 @@ def run_all(cfg: Config, command: list[str]) -> Run:
     for name in stages_of(cfg):
         if cfg.stage in ("all", name):
             run_stage(run, name)
-    if run.first and (run.path / "summary.json").exists():
-        summary = json.loads((run.path / "summary.json").read_text())
-        if "seconds" not in summary and (run.path / "seconds.json").exists():
-            summary["seconds"] = json.loads((run.path / "seconds.json").read_text())
-            summary["peak_memory_mb"] = summary["seconds"].pop("peak_memory_mb")
-            run.write("summary.json", summary)
-        print_summary(run, summary)
+    print_summary(run)
     return run
 
 

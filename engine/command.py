@@ -12,8 +12,8 @@ class UserError(Exception):
 
 
 def one_line(error: Exception, line: int = 0) -> str:
-    """One line of what an error of a library says, in at most 120 characters."""
-    return (str(error).strip() or repr(error)).splitlines()[line][:120]
+    """One line of what an error of a library says, in at most 200 characters."""
+    return (str(error).strip() or repr(error)).splitlines()[line][:200]
 
 
 class Flags(argparse.ArgumentParser):

@@ -1,19 +1,20 @@
 """What a run reports: the line of a step, metrics over tokens, samples.md, curves.png, the summary."""
 
 import io
+import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from discriminator import discriminator_accuracy, make_discriminator, similarity_reward
+from discriminator import make_discriminator, similarity_reward
 from engine.files import read_jsonl, write
 from engine.players import load_replica
 from engine.run import Run
 from engine.sharding import all_gather, gather_dealt
 from eval import auc
-from grpo import group_metrics, kl
+from grpo import kl
 from judge import MALFORMED_ALARM, Judge
 from rollout import PURE, Response, Sampling
 from tiny.world import look
@@ -29,6 +30,13 @@ class Clock:
     def __call__(self, name: str) -> None:
         now = time.perf_counter()
         self.seconds[name], self.last = now - self.last, now
+
+
+def discriminator_accuracy(student_logit: torch.Tensor, is_student: torch.Tensor) -> dict[str, float]:
+    """Share of right verdicts per class and their mean; 0.5 = D cannot tell them apart."""
+    right = (student_logit > 0) == is_student
+    on_student, on_teacher = (right[x].float().mean().item() if x.any() else 0.0 for x in (is_student, ~is_student))
+    return {"d_accuracy": (on_student + on_teacher) / 2, "d_on_student": on_student, "d_on_teacher": on_teacher}
 
 
 def discriminator_metrics(d_loss: float, student_logit: torch.Tensor, is_teacher: torch.Tensor) -> dict[str, float]:
@@ -56,6 +64,30 @@ def look_metrics(asked: list, fresh: list, student_logit: torch.Tensor | None) -
     ]
     rows = [x for of in gather_dealt(mine) for x in of]
     return {"look_auc": auc([x for right, x in rows if right], [x for right, x in rows if right is False])}
+
+
+def surrogate_metrics(logp: torch.Tensor, logp_old: torch.Tensor, mask: torch.Tensor, eps: float) -> tuple:
+    """How far an update is from the sampling policy: (sum of the ratios, clipped tokens, tokens)."""
+    rho = torch.exp(logp - logp_old)[mask].double()
+    return rho.sum().item(), int(((rho - 1).abs() > eps).sum()), len(rho)
+
+
+def group_metrics(reward, similarity, answer, teacher, advantage) -> dict[str, float]:
+    """What the rewards of a step look like; all (Q, N), `teacher` marks the teachers' responses, `advantage` (Q, any)
+    is what reaches the gradient. Defined in the README.
+    """
+
+    def mean(x, where):
+        return x[where].mean().item() if where.any() else 0.0
+
+    return {
+        "reward": mean(reward, ~teacher),
+        "similarity": mean(similarity, ~teacher),
+        "answer": mean(answer, ~teacher),
+        "teacher_similarity": mean(similarity, teacher),
+        "teacher_answer": mean(answer, teacher),
+        "dead_groups": (advantage == 0).all(dim=1).float().mean().item(),
+    }
 
 
 def step_metrics(tables: tuple, ratios: list) -> dict[str, float]:
@@ -169,8 +201,15 @@ def shown(run: Run, questions: list, judge: Judge, texts: dict) -> list[tuple]:
     return out
 
 
-def print_summary(run: Run, summary: dict) -> None:
-    """The lines worth reading, key: value; summary.json has all."""
+def print_summary(run: Run) -> None:
+    """Add the seconds to summary.json, once, and print the lines worth reading; nothing before the evaluate stage."""
+    if not run.first or not (run.path / "summary.json").exists():
+        return
+    summary = json.loads((run.path / "summary.json").read_text())
+    if "seconds" not in summary and (run.path / "seconds.json").exists():
+        summary["seconds"] = json.loads((run.path / "seconds.json").read_text())
+        summary["peak_memory_mb"] = summary["seconds"].pop("peak_memory_mb")
+        run.write("summary.json", summary)
     print("\n---")
     for name in ("test_questions", "greedy", "sampled", "tokens", "looks", "similarity", "answer", "d_accuracy"):
         for when in ("", "_before", "_after", "_teacher", "_teacher_2", "_start", "_end"):

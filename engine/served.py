@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
-from engine.command import UserError
+from engine.command import UserError, one_line
 
 
 # ------------------------------------------------------------------------------------------------ a served model
@@ -79,7 +79,7 @@ class Server:
                     return read(json.loads(answer.read()))
             except urllib.error.HTTPError as error:
                 with contextlib.suppress(OSError, http.client.HTTPException):  # the reason may be cut off too
-                    error.msg += " " + error.read(2000).decode(errors="replace")
+                    error.msg += " " + " ".join(error.read(2000).decode(errors="replace").split())
                 if error.code < 500 and error.code not in (408, 409, 429):
                     fix = "correct it" if body else f"name the model: {self.url}#MODEL"
                     raise UserError(f"{self.url}: refuses the request: {one_line(error)}; {fix}") from None
@@ -133,8 +133,3 @@ def only_choice(answer: dict) -> tuple[str, str]:
     if not isinstance(text, str | None):  # None: all of the answer was hidden reasoning
         raise ValueError("the answer's content is not text")
     return text or "", choice.get("finish_reason") or ""
-
-
-def one_line(error: Exception) -> str:
-    """An error in one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]

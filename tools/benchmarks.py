@@ -496,9 +496,10 @@ def score_rows(benchmark: str, rows: list[dict], predictions: list[str], rules: 
 
 
 def score_all(benchmark: str, rows: list[dict], predictions: list[str], rules: str, judge=None) -> list[dict]:
-    """score_item of every row; the judge (judge.Server or the like) is asked for what the rules of MM-Vet and MathVista
-    cannot say. A grade that is none is asked for anew at temperatures 0.5, 1, 1.5 and 2, as in the toolkit, then
-    counted as 0.
+    """score_item of every row.
+
+    The judge (a Server or the like) is asked where the rules of MM-Vet and MathVista give no score. An unreadable grade
+    is asked for again at temperatures 0.5, 1, 1.5 and 2, as in the toolkit, then counted as 0.
     """
     items = [score_item(benchmark, row, said, rules) for row, said in zip(rows, predictions, strict=True)]
     for attempt in range(6) if judge and kind_of(benchmark) in ("grade", "math") else ():
