@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,8 @@ import engine.loading as loading
 import model
 import rollout as ro
 import tiny.world as tiny_world
+from tests.helpers import HOME, OURS
 
-HOME = Path(__file__).resolve().parent.parent
 LEVELS = """
     engine.command engine.files data grpo
     config engine.families engine.served engine.answers tiny.world tiny.models
@@ -90,6 +91,17 @@ def test_nothing_is_imported_by_name_at_run_time():
     assert by_name("import importlib\n__import__('run')") == ["__import__", "importlib"]
     for name, file in modules().items():
         assert by_name(file.read_text()) == [], name
+
+
+def test_our_files_do_not_need_what_only_the_tests_install():
+    for file in OURS:
+        assert not re.search(r"(device_map|tp_plan) ?=|import (openai|fastapi|accelerate)", file.read_text()), file
+
+
+def test_names_of_families_stand_in_two_files_only():
+    for file in OURS:
+        if file not in (HOME / "engine/families.py", HOME / "tiny/models.py"):
+            assert not re.search(r"(?<!tiny-)(qwen(?!2\.5-)|internvl(?!3-))", file.read_text(), re.I), file.name
 
 
 PROCESS = """

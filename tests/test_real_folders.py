@@ -1,6 +1,5 @@
 """Folders laid out as the published ones load, train and come out as stock transformers expects them."""
 
-import inspect
 import json
 import os
 import shutil
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from safetensors import safe_open
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
@@ -22,12 +20,11 @@ import engine.loading as loading
 import engine.sharding as sharding
 import model
 import rollout as ro
-import train
 from engine.command import UserError
 from tests import published as pub
+from tests.helpers import HOME, command, made_once, stock_inputs
 
 torch.set_num_threads(1)
-HOME = Path(__file__).resolve().parent.parent
 STUDENTS = ("qwen-untied", "qwen-tied", "internvl")
 WIDE = data.Question("wide", (pub.picture(2400, 1500),), "What is in row 2?", "B")
 LONG = data.Question("long", (pub.picture(2500, 500),), "What is in row 2?", "B")
@@ -35,25 +32,14 @@ SMALL = data.Question("small", (pub.picture(),), "What is in row 2?", "B")
 
 
 @pytest.fixture(scope="session")
-def speakers(published):
+def speakers(published, tmp_path_factory):
     """The same folders with texts that end, so that a teacher has whole responses."""
-    root = published.parent / "speakers"
-    with FileLock(f"{root}.lock"):
-        for name in pub.NAMES if not root.is_dir() else ():
-            pub.speaking(published / name, root.with_suffix(".part") / name)
-        if not root.is_dir():
-            root.with_suffix(".part").rename(root)
-    return root
 
+    def make(root: Path) -> None:
+        for name in pub.NAMES:
+            pub.speaking(published / name, root / name)
 
-def command(cwd: Path, *flags: str) -> None:
-    """train.py with these flags in this process, in folder `cwd`."""
-    before = os.getcwd()
-    os.chdir(cwd)
-    try:
-        train.main(list(flags))
-    finally:
-        os.chdir(before)
+    return made_once(tmp_path_factory, "speakers", make)
 
 
 def dtypes(module: torch.nn.Module) -> set:
@@ -70,14 +56,6 @@ def written_dtypes(folder: Path) -> set:
             names = list(tensors.keys())
             said |= {str(tensors.get_tensor(name).dtype).removeprefix("torch.") for name in names}
     return said
-
-
-def stock_inputs(vlm: model.VLM, prompt: model.Prompt, ids: torch.Tensor) -> dict:
-    """Keyword arguments for the stock model, as its own processor would give them."""
-    out = dict(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], **prompt.pixels)
-    if "mm_token_type_ids" in inspect.signature(vlm.hf.forward).parameters:
-        out["mm_token_type_ids"] = (ids == vlm.base.config.image_token_id).int()[None]
-    return out
 
 
 # ------------------------------------------------------------------------------------------------ dtype and tie
