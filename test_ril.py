@@ -33,7 +33,6 @@ import grpo
 import judge as jd
 import model
 import rollout as ro
-import teachers
 import tiny.world as tiny_world
 import train
 from engine.command import UserError
@@ -419,10 +418,6 @@ def test_inverse_sampling_follows_the_distribution():
     assert (less == 0).sum() < 350
 
 
-def test_paper_sampling_runs_and_differs(speaker):
-    assert [r.ids for g in sampled(speaker, ro.PAPER)[1] for r in g] != [r.ids for g in sampled(speaker)[1] for r in g]
-
-
 def test_the_gap_between_sampler_and_scorer_is_told_in_full_whatever_the_micro_batching(speaker):
     prompts, groups = sampled(speaker, ro.PAPER)
     teacher = torch.zeros(len(groups), 4, dtype=torch.bool)
@@ -762,41 +757,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_questions
     assert len(dump["questions"]) == 4 and '"loss"' not in (tmp_path / "runs/n/metrics.jsonl").read_text()
 
 
-def test_your_own_questions_train_the_tiny_student(tmp_path):
-    lines = []
-    for q in tiny_world.world_questions("train", 40, seed=5):
-        q.images[0].save(tmp_path / f"{q.id}.png")
-        lines.append(json.dumps(dict(id=q.id, image=f"{q.id}.png", question=q.text, answer=q.answer)))
-    (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
-    command(tmp_path, "--name", "mine", "--data", "mine.jsonl", *SMALL, "--steps", "2")
-    summary = json.loads((tmp_path / "runs/mine/summary.json").read_text())
-    assert summary["test_questions"] > 0 and "sampled_after" in summary
-    (tmp_path / "mine.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    with pytest.raises(UserError, match="data_hash"):  # another file under the same name is another run
-        command(tmp_path, "--name", "mine", "--data", "mine.jsonl", *SMALL, "--steps", "2")
-
-
-def test_a_student_learns_from_a_teacher_of_the_other_family_and_resumes(tmp_path):
-    flags = ["--student", "tiny-internvl", *SMALL]
-    command(tmp_path, "--name", "x", *flags)
-    run, again = tmp_path / "runs/x", tmp_path / "runs/y"
-    rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [r for r in rows if r["stage"] == "ril" and "loss" in r]
-    assert len(steps) == 6 and all(r["sampler_gap"] < 1e-4 and abs(r["ratio"] - 1) < 1e-6 for r in steps)
-    theirs, mine = loading.load(teachers.FOLDER / "tiny-qwen-teacher"), loading.load(run / "student")
-    for line in (run / "teachers.jsonl").read_text().splitlines()[:20]:
-        text = json.loads(line)["text"]
-        assert (
-            mine.encoder.text(mine.encoder.reply_ids(text))
-            == theirs.encoder.text(theirs.encoder.reply_ids(text))
-            == text
-        )
-    shutil.copytree(run, again)
-    for name in ("checkpoints/ril-step6", "checkpoints/last", "student", "last"):
-        shutil.rmtree(again / name)
-    (again / "summary.json").unlink()
-    command(tmp_path, "--name", "y", *flags)
-    assert same(run, again)
+def test_another_file_of_questions_under_the_same_name_is_another_run(tmp_path):
+    file = tmp_path / own_questions(tmp_path)
+    flags = ["--name", "mine", "--data", file.name, *SMALL, "--stage", "sft"]
+    command(tmp_path, *flags)
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match="data_hash"):
+        command(tmp_path, *flags)
 
 
 def test_ril_improves_a_student_on_held_out_questions(tmp_path):

@@ -90,7 +90,7 @@ def torchrun(cwd: Path, ranks: int, script: Path, *flags: str) -> subprocess.Com
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "--"]
     argv += [str(script), *flags]
     env = dict(os.environ, PYTHONPATH=str(HOME), OMP_NUM_THREADS="1")
-    return subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
 
 
 def questions_of_all_shapes() -> list[data.Question]:

@@ -1,10 +1,7 @@
 """Folders laid out as the published ones load, train and come out as stock transformers expects them."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -22,7 +19,7 @@ import model
 import rollout as ro
 from engine.command import UserError
 from tests import published as pub
-from tests.helpers import HOME, command, made_once, stock_inputs
+from tests.helpers import HOME, command, made_once, stock_inputs, torchrun
 
 torch.set_num_threads(1)
 STUDENTS = ("qwen-untied", "qwen-tied", "internvl")
@@ -334,9 +331,6 @@ def test_all_stages_run_on_two_ranks_with_a_teacher_from_a_file(speakers, tmp_pa
     (tmp_path / "said.jsonl").write_text("".join(json.dumps(x) + "\n" for x in said))
     flags = ["--student", str(speakers / "internvl"), "--teachers", "big", "--teachers-file", "said.jsonl"]
     flags += ["--judge", "rule", "--judge-wrong", "0.4", "--data", "mine.jsonl", *FLAGS]
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
-    argv += [str(HOME / "train.py"), "--name", "a", *flags]
-    env = dict(os.environ, PYTHONPATH=str(HOME), OMP_NUM_THREADS="1")
-    ran = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+    ran = torchrun(tmp_path, 2, HOME / "train.py", "--name", "a", *flags)
     assert ran.returncode == 0, ran.stderr[-3000:]
     check_run(tmp_path / "runs" / "a", speakers / "internvl")
