@@ -1,9 +1,9 @@
-"""Every setting of a run, one line each, with the paper's value beside ours; presets; contradictory settings.
+"""Every setting of a run, one line each, with the paper's value beside ours; presets.
 
 A setting in GROUPS is a flag of train.py (group_size is --group-size). The others are constants: change them here.
+engine/contradictions.py lists settings that do not go together.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.command import Flags, UserError
-from engine.families import FULL, JUDGES
+from engine.contradictions import contradictions
+from engine.families import FULL, PARTS
 from tiny.models import TINY
 
 GROUPS = {  # the flags, as --help shows them
@@ -28,10 +29,7 @@ SAMPLES, TEMPERATURE = 8, 0.8  # how the committed teacher responses were drawn
 D_ALARM = 0.6  # a held-out accuracy of D below this is a warning
 STAGES = ("sft", "teachers", "discriminator", "ril", "export", "evaluate")
 
-STAGE = {
-    "all": "all whose artefact is missing",
-    **dict.fromkeys(STAGES, "that one"),
-}
+STAGE = {"all": "all whose artefact is missing", **dict.fromkeys(STAGES, "that one")}
 
 # ------------------------------------------------------------------------------------------------ values of the flags
 PRESETS = {
@@ -71,7 +69,6 @@ EVALUATED = {
     "after": "the exported student alone",
     "look": "it alone, every question after the word look (tiny world)",
 }
-PARTS = ("vision", "embeddings", "attention", "mlp", "head")  # what --frozen can name
 
 # A method is a set of settings; flags given explicitly win. Same data, same updates, same evaluation for all.
 NO_D = dict(similarity="none")
@@ -191,6 +188,21 @@ class Config:
         learned = self.similarity in ("binary", "three", "levels", "continuous")
         return ("updated" if self.d_lr else "frozen") if learned else "none"
 
+    @property
+    def frozen_parts(self) -> list[str]:
+        """--frozen as a list; none is the empty one."""
+        return [] if self.frozen == "none" else self.frozen.split(",")
+
+    @property
+    def teacher_names(self) -> list[str]:
+        """--teachers without the addresses: big=http://host:8000/v1,tiny-qwen-teacher -> [big, tiny-qwen-teacher]."""
+        return [name.partition("=")[0] for name in self.teachers.split(",")]
+
+    @property
+    def pretraining_samples(self) -> int:
+        """Responses per question of the student, and of each teacher, in D's pre-training."""
+        return self.d_samples or self.teacher_samples
+
 
 def is_real(student: str) -> bool:
     """Is this a student of real size? Decides between the tiny defaults and the paper's."""
@@ -200,43 +212,13 @@ def is_real(student: str) -> bool:
     return config.get("text_config", config).get("hidden_size", 0) > 512
 
 
-def frozen_parts(cfg) -> list[str]:
-    """--frozen as a list; none is the empty one."""
-    return [] if cfg.frozen == "none" else cfg.frozen.split(",")
-
-
-def teacher_names(cfg) -> list[str]:
-    """--teachers without the addresses: big=http://host:8000/v1,tiny-qwen-teacher -> [big, tiny-qwen-teacher]."""
-    return [name.partition("=")[0] for name in cfg.teachers.split(",")]
-
-
-def pretraining_samples(cfg) -> int:
-    """Responses per question of the student, and of each teacher, in D's pre-training."""
-    return cfg.d_samples or cfg.teacher_samples
-
-
-def parser() -> Flags:
-    """The flags of train.py, in their groups."""
-    out, fields = Flags(__doc__), {f.name: f for f in dataclasses.fields(Config)}
-    for title, names in GROUPS.items():
-        group = out.add_argument_group(title)
-        for f in (fields[name] for name in names.split()):
-            flag, more = "--" + f.name.replace("_", "-"), dict(default=None, help=f.metadata["help"])
-            if isinstance(f.default, bool):
-                group.add_argument(flag, action=argparse.BooleanOptionalAction, **more)
-            elif f.metadata["values"]:
-                group.add_argument(flag, choices=tuple(f.metadata["values"]), metavar="WHAT", **more)
-            else:
-                group.add_argument(flag, type=type(f.default), metavar=type(f.default).__name__.upper(), **more)
-    return out
-
-
 def parse(argv: list[str], teachers: bool = True) -> Config:
     """Flags -> Config. Unknown flags, impossible values and contradictory ones raise UserError, one line each.
 
     teachers=False: for a tool that asks none, so that a real student need not name them.
     """
-    given = {k: v for k, v in vars(parser().parse_args(argv)).items() if v is not None}
+    given = vars(Flags(__doc__).add_settings(Config, GROUPS).parse_args(argv))
+    given = {name: value for name, value in given.items() if value is not None}
     fields = dataclasses.fields(Config)
     real = {f.name: f.metadata["real"] for f in fields if f.metadata["real"] is not None}
     if given.get("preset", "auto") == "auto":
@@ -260,45 +242,3 @@ def parse(argv: list[str], teachers: bool = True) -> Config:
         if wrong:
             raise UserError(reason)
     return cfg
-
-
-def contradictions(cfg: Config, given: dict) -> list[tuple[bool, str]]:
-    """[(is it so?, what to say)] for settings that do not go together; `given`: those of the command line."""
-    names, has_d, has_teachers = teacher_names(cfg), cfg.discriminator != "none", cfg.teacher_use != "none"
-    in_group, likelihood = cfg.teacher_use not in ("none", "discriminator"), cfg.advantage == "one"
-    published = ", ".join([*FULL, *JUDGES])
-    shared = has_teachers and cfg.teacher_rows == "split" and cfg.group_size % len(names) != 0
-    unknown = [part for part in frozen_parts(cfg) if part not in PARTS]
-    return [
-        (cfg.name in ("", ".", "..") or "/" in cfg.name, f"--name {cfg.name!r}: give a plain folder name"),
-        (
-            cfg.random_weights and cfg.student not in FULL and cfg.judge not in JUDGES,
-            f"--random-weights is for published names: {published}; others have weights",
-        ),
-        (
-            not cfg.resume and cfg.stage != "all",
-            f"--no-resume deletes the run and begins anew: it does not go with --stage {cfg.stage}",
-        ),
-        ("" in names, f"--teachers {cfg.teachers}: an empty name; give A, A,B or NAME=URL"),
-        (has_teachers and len(set(names)) < len(names), f"--teachers {cfg.teachers}: the same teacher twice"),
-        (shared, f"--group-size {cfg.group_size} cannot be split over {len(names)} teachers; take --teacher-rows each"),
-        ("sft_steps" in given and bool(cfg.sft_data), "--sft-data is counted in epochs: --sft-epochs, not --sft-steps"),
-        ("sft_epochs" in given and not cfg.sft_data, "--sft-epochs counts passes over --sft-data: it needs one"),
-        (max(cfg.judged, cfg.judge_wrong) > 1, "--judged and --judge-wrong are shares, between 0 and 1"),
-        (bool(unknown), f"--frozen {','.join(unknown)}: unknown; there are {', '.join(PARTS)}, or none"),
-        (cfg.algo not in ("grpo", "dr_grpo") and not has_teachers, f"--algo {cfg.algo} needs teachers"),
-        (has_d and not has_teachers, f"--similarity {cfg.similarity} is D's, and D reads teacher text: --teacher-use"),
-        (cfg.teacher_use == "discriminator" and not has_d, "--teacher-use discriminator needs a --similarity of D"),
-        (cfg.d_input != "response" and not has_d, f"--d-input {cfg.d_input} needs a --similarity of D"),
-        (cfg.discriminator == "frozen" and not cfg.d_steps, "--d-lr 0 and --d-steps 0: such a D has learned nothing"),
-        (cfg.similarity == "constant" and not in_group, "--similarity constant marks teacher rows: it needs them"),
-        (cfg.similarity == "oracle" and bool(cfg.data), "--similarity oracle knows the tiny world only: no --data"),
-        (
-            cfg.judged == 0 and cfg.similarity == "none" and not likelihood,
-            "no reward: --judged 0 and --similarity none",
-        ),
-        (likelihood and cfg.mu > 1, f"--algo {cfg.algo} is likelihood and has no ratio to clip: --mu 1"),
-        (likelihood and has_d, f"--algo {cfg.algo} has no student rows: nothing for D to tell apart"),
-        (likelihood and cfg.teacher_use == "baseline", "--teacher-use baseline leaves nothing to be trained"),
-        (cfg.group_size < 2 and not in_group, "--group-size 1 without teacher rows: a group of one has no advantage"),
-    ]

@@ -15,12 +15,10 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import nn
 
 from data import slices
 from engine.loading import copy_slice
-from engine.players import load_sharded
 from model import VLM, Batch, Prompt, head_product, pack, shared_prefix, trunk
 
 SYSTEM = "a response in <response> tags was written by a teacher or by a student."
@@ -135,13 +133,3 @@ def discriminator_scores(D: Discriminator, batches: list[Batch]) -> torch.Tensor
     student_logit = torch.cat([D(batch) for batch in batches]).cpu()
     D.reshard()  # without a backward pass FSDP keeps the root's weights gathered
     return student_logit
-
-
-def make_discriminator(run, trained: bool = True) -> Discriminator:
-    """D around the warm-started student's backbone, sharded; with its pre-trained weights when there are some."""
-    D = load_sharded(run, run.path / "sft", player=lambda vlm: Discriminator(vlm, run.cfg.d_input))
-    if trained:
-        with safe_open(run.path / "discriminator" / "model.safetensors", "pt") as file, torch.no_grad():
-            for name, x in D.state_dict().items():
-                copy_slice(x, file.get_slice(name))
-    return D

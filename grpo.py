@@ -12,6 +12,8 @@ The loss of a step is a sum over its tokens divided by constants of the step, ne
 the micro-batch at hand. So it does not change with the micro-batch or the number of GPUs: losses of parts add up.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 
@@ -77,36 +79,32 @@ def kl(logp: torch.Tensor, logp_ref: torch.Tensor, kind: str = "k3") -> torch.Te
     raise ValueError(f"unknown KL estimator {kind!r}: k3 or k2")
 
 
-def policy_loss(
-    logp: torch.Tensor,
-    logp_old: torch.Tensor,
-    logp_ref: torch.Tensor | None,
-    advantage: torch.Tensor,
-    mask: torch.Tensor,
-    *,
-    responses: int,
-    max_length: int,
-    eps: float = 0.2,
-    beta: float = 0.01,
-    kl_kind: str = "k3",
-    length_mean: bool = False,
-    teacher: torch.Tensor | None = None,
-    teacher_use: str = "gradient",
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class Objective:
+    """The constants of Eq. 2 in a step; `responses` counts those of all micro-batches and ranks."""
+
+    responses: int  # the mean over questions of 1/2G sum_i divides by it
+    max_length: int  # token terms are divided by it (Dr.GRPO: no 1/|o_i|, which would favour long wrong answers) ...
+    length_mean: bool = False  # ... or by each response's own length (GRPO)
+    eps: float = 0.2
+    beta: float = 0.01
+    kl: str = "k3"
+    teacher_use: str = "gradient"
+
+
+def policy_loss(logp, logp_old, logp_ref, advantage, mask, teacher, o: Objective) -> torch.Tensor:
     """The loss (Eq. 2) of some responses of a step, a scalar to be minimised; losses of all parts of a step add up.
 
-    logp, logp_old, logp_ref, mask: (R, L); advantage: (R,). `responses` is the number of responses of the WHOLE step,
-    over all micro-batches and ranks: the mean over questions of 1/2G sum_i. Token terms are summed and divided by the
-    constant `max_length` (Dr.GRPO: no 1/|o_i|, which would favour long wrong answers); `length_mean` divides by each
-    response's own length instead (GRPO). `mask` is 1 on response tokens, the end token of a finished response included.
+    logp, logp_old, logp_ref (None where beta is 0), mask: (R, L); advantage, teacher: (R,). `mask` is 1 on response
+    tokens, the end token of a finished response included; `teacher` marks the teachers' responses.
     """
-    terms = surrogate(logp, logp_old, advantage, eps)
-    if teacher_use == "denominator-1":  # as LUFFY (arXiv 2504.14945) has it: pi A on teacher rows, not clipped
+    terms = surrogate(logp, logp_old, advantage, o.eps)
+    if o.teacher_use == "denominator-1":  # as LUFFY (arXiv 2504.14945) has it: pi A on teacher rows, not clipped
         terms = torch.where(teacher[:, None], torch.exp(logp) * advantage[:, None], terms)
-    if beta:
-        terms = terms - beta * kl(logp, logp_ref, kl_kind)
-    length = mask.sum(dim=1, keepdim=True).clamp(min=1) if length_mean else max_length
-    return -(terms * mask / length).sum() / responses
+    if o.beta:
+        terms = terms - o.beta * kl(logp, logp_ref, o.kl)
+    length = mask.sum(dim=1, keepdim=True).clamp(min=1) if o.length_mean else o.max_length
+    return -(terms * mask / length).sum() / o.responses
 
 
 def sft_loss(logp: torch.Tensor, mask: torch.Tensor, tokens: int) -> torch.Tensor:

@@ -177,13 +177,11 @@ class Judge:
     models: the same text is asked about once, in this run and after a resume.
 
     For studies a training judge can be weak: `judged` is the share of questions that have an answer key (the rest score
-    0 for every response), `wrong` the share of verdicts that are turned round. Both by a hash, so always the same ones.
+    0 for every response), `wrong` the share of verdicts turned round. Both by a hash, so always the same ones.
     """
 
-    def __init__(
-        self, name="rule", judged=1.0, wrong=0.0, cache=None, device="cpu", mesh=None, max_tokens=300, random=False
-    ):
-        self.name, self.judged, self.wrong, self.max_tokens = name, judged, wrong, max_tokens
+    def __init__(self, name="rule", cache=None, device="cpu", mesh=None, random=False):
+        self.name, self.judged, self.wrong, self.max_tokens = name, 1.0, 0.0, 300
         self.server = Server(name) if is_url(name) else None
         self.known = AnswerLog(Path(cache) if cache and name != "rule" else None, "key")
         self.texts, self.bad = 0, 0

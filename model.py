@@ -397,7 +397,7 @@ class VLM(nn.Module):
 
     # ---- weights
     def freeze(self, *parts: str) -> "VLM":
-        """Train everything but these of PARTS. Where embeddings and head are tied, freezing one freezes both.
+        """Train everything but these of families.PARTS. With a tied head, freezing it freezes the embeddings too.
 
         The projector is always trained: it counts as language, as in the paper's "all language modules".
         """

@@ -106,20 +106,18 @@ def cumulate(p: torch.Tensor) -> torch.Tensor:
 def rollout(
     vlm: VLM,
     prompts: list[Prompt],
-    names: list[str],
+    names: list,
     group: int,
     max_new_tokens: int,
     how: Sampling = PURE,
     purpose: tuple = (),
     max_rows: int = 512,
-    source: str = "student",
-    visits: list | None = None,
 ) -> list[list[Response]]:
     """`group` responses to each prompt, as lists in the prompts' order.
 
-    names are the questions' ids; `purpose` (seed, ...), the id and the visit (which time it is asked, if given) seed
-    the uniform numbers. At most `max_rows` rows decode at once: memory for keys and values is max_rows x (prompt +
-    max_new_tokens). A sharded model is asked by all ranks together, each with equally many prompts (`dealt`).
+    names: the questions' ids, or (id, visit) where a question is asked more than once. `purpose` (seed, ...) and
+    the name seed the uniform numbers. At most `max_rows` rows decode at once: memory for keys and values is max_rows x
+    (prompt + max_new_tokens). A sharded model is asked by all ranks together, each with equally many prompts (`dealt`).
     """
     if not prompts or not group:
         return [[] for _ in prompts]
@@ -128,8 +126,8 @@ def rollout(
     out = []
     with attention(vlm.base.language_model.config, "grouped_decode"):
         for part in slices(len(prompts), per_pass):
-            keys = list(zip(names, visits, strict=True) if visits else zip(names))[part]
-            out += sample(vlm, prompts[part], keys, group, max_new_tokens, how, purpose, source)
+            keys = [name if isinstance(name, tuple) else (name,) for name in names[part]]
+            out += sample(vlm, prompts[part], keys, group, max_new_tokens, how, purpose)
     return out
 
 
@@ -156,7 +154,7 @@ def decode_one(vlm: VLM, tokens: torch.Tensor, kv: KeysValues) -> torch.Tensor:
     return logits
 
 
-def sample(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> list[list[Response]]:
+def sample(vlm, prompts, keys, group, max_new_tokens, how, purpose) -> list[list[Response]]:
     """One pass of `rollout`: prefill, then draw a token for every row that has not ended, and decode it."""
     encoder, rows, device = vlm.encoder, len(prompts) * group, vlm.device
     ends = torch.tensor(encoder.ends, device=device)
@@ -196,7 +194,9 @@ def sample(vlm, prompts, keys, group, max_new_tokens, how, purpose, source) -> l
     out = []
     for i, (name, *_) in enumerate(keys):
         rows = [(g, i * group + g, tokens[i * group + g][: count[i * group + g]]) for g in range(group)]
-        out.append([Response(name, g, source, x, encoder.text(x), finished[r], logps[r][: len(x)]) for g, r, x in rows])
+        out.append(
+            [Response(name, g, "student", x, encoder.text(x), finished[r], logps[r][: len(x)]) for g, r, x in rows]
+        )
     return out
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from config import SAMPLES, TEMPERATURE, pretraining_samples, teacher_names
+from config import SAMPLES, TEMPERATURE
 from data import seed_of
 from engine.answers import AnswerLog
 from engine.asking import own_answers, served_answers
@@ -34,7 +34,7 @@ FOLDER = HOME / "results" / "teachers"  # committed: each tiny teacher's weights
 def samples_of(cfg, questions: list) -> dict[str, int]:
     """Number of responses asked from each teacher, by question id: more for questions of D's pre-training."""
     held, steps = pretraining_questions(cfg, questions)
-    more = dict.fromkeys((q.id for part in (held, *steps) for q in part), pretraining_samples(cfg))
+    more = dict.fromkeys((q.id for part in (held, *steps) for q in part), cfg.pretraining_samples)
     return {q.id: max(cfg.teacher_samples, more.get(q.id, 0)) for q in questions}
 
 
@@ -113,7 +113,7 @@ def teachers(run: Run) -> None:
     run.write("teachers.jsonl", as_lines(got, judged(judge_of(run, weak=True), questions, got)))
     barrier()
     right = np.mean(judged(judge_of(run), questions, got) or [0.0])
-    print(f"  {len(got)} responses of {', '.join(teacher_names(cfg))} to {len(questions)} questions, {right:.1%} right")
+    print(f"  {len(got)} responses of {', '.join(cfg.teacher_names)} to {len(questions)} questions, {right:.1%} right")
 
 
 def judged(judge: Judge, questions: list, responses: list[Response]) -> list[int]:
@@ -131,9 +131,9 @@ def whole_responses(run: Run, encoder: Encoder, questions: list) -> dict[str, di
     Responses that are cut off, empty or too long for the student are skipped; their count is printed.
     """
     cfg, file, cut = run.cfg, run.path / "teachers.jsonl", 0
-    of: dict[str, dict[str, list]] = {q.id: {name: [] for name in teacher_names(cfg)} for q in questions}
+    of: dict[str, dict[str, list]] = {q.id: {name: [] for name in cfg.teacher_names} for q in questions}
     for where, row in read_jsonl(file, ("question", "teacher", "text", "verdict")):
-        if row["teacher"] not in teacher_names(cfg):
+        if row["teacher"] not in cfg.teacher_names:
             raise UserError(f"{where}: teacher {row['teacher']!r} is not among --teachers {cfg.teachers}")
         text = encoder.clean(row["text"])
         ids = encoder.reply_ids(text)
@@ -164,7 +164,7 @@ class TeacherCache:
     """The teachers' responses in the student's tokens; `draw` takes a question's, at random, seeded."""
 
     def __init__(self, run: Run, encoder: Encoder, questions: list):
-        cfg, self.names = run.cfg, teacher_names(run.cfg)
+        cfg, self.names = run.cfg, run.cfg.teacher_names
         self.each = cfg.group_size // (len(self.names) if cfg.teacher_rows == "split" else 1)
         self.rows = self.each * len(self.names)  # teacher rows of a group
         self.of, filled = whole_responses(run, encoder, questions), 0

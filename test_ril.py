@@ -65,7 +65,7 @@ def test_order_of_questions_reads_each_epoch_once_and_depends_on_the_step_alone(
 def test_a_question_that_meets_itself_in_one_step_is_answered_anew(speaker):
     q = questions_of_all_shapes()[0]
     prompts = [speaker.encoder.encode_question(q)] * 2
-    one, two = ro.rollout(speaker, prompts, [q.id] * 2, 4, 16, ro.PURE, (0,), visits=[0, 1])
+    one, two = ro.rollout(speaker, prompts, [(q.id, 0), (q.id, 1)], 4, 16, ro.PURE, (0,))
     assert [r.ids for r in one] != [r.ids for r in two]
 
 
@@ -122,18 +122,17 @@ def test_policy_loss_equals_a_slow_loop(kind, length_mean):
             penalty = np.exp(d) - d - 1 if kind == "k3" else d * d / 2
             terms.append(min(rho * a, max(0.8, min(1.2, rho)) * a) - 0.3 * penalty)
         total += sum(terms) / (len(terms) if length_mean else 7)
-    got = grpo.policy_loss(
-        logp, old, ref, advantage, mask, responses=6, max_length=7, beta=0.3, kl_kind=kind, length_mean=length_mean
-    )
+    objective = grpo.Objective(responses=6, max_length=7, beta=0.3, kl=kind, length_mean=length_mean)
+    got = grpo.policy_loss(logp, old, ref, advantage, mask, None, objective)
     assert abs(got.item() + total / 6) < 1e-9
 
 
 def test_policy_loss_does_not_depend_on_micro_batching():
     logp, old, ref, advantage, mask = random_tokens(1)
-    whole = dict(responses=6, max_length=5)
-    one = grpo.policy_loss(logp, old, ref, advantage, mask, **whole)
+    whole = None, grpo.Objective(responses=6, max_length=5)
+    one = grpo.policy_loss(logp, old, ref, advantage, mask, *whole)
     parts = sum(
-        grpo.policy_loss(logp[s], old[s], ref[s], advantage[s], mask[s], **whole) for s in (slice(0, 1), slice(1, 6))
+        grpo.policy_loss(logp[s], old[s], ref[s], advantage[s], mask[s], *whole) for s in (slice(0, 1), slice(1, 6))
     )
     assert abs(one.item() - parts.item()) < 1e-12
 
@@ -175,7 +174,7 @@ def test_likelihood_is_the_case_of_advantage_one():
     logp, old, ref, _, mask = random_tokens(2)
     logp.requires_grad_()
     one = grpo.advantages(torch.rand(6, 1), "one").double().flatten()
-    loss = grpo.policy_loss(logp, logp.detach(), None, one, mask, responses=6, max_length=5, beta=0.0)
+    loss = grpo.policy_loss(logp, logp.detach(), None, one, mask, None, grpo.Objective(6, 5, beta=0.0))
     loss.backward()
     assert torch.allclose(logp.grad, -mask.double() / 30)
 
@@ -186,10 +185,10 @@ def test_what_is_done_with_teacher_rows():
     for use, want in {"gradient": [1, -1, 0.5, -0.5], "baseline": [1, -1, 0, 0], "positive": [1, -1, 0.5, 0]}.items():
         assert grpo.teacher_advantages(advantage, teacher, use)[0].tolist() == want, use
     logp = torch.tensor([[0.2], [0.2]]).log().requires_grad_()
-    kw = dict(responses=2, max_length=1, beta=0.0, teacher=torch.tensor([True, False]))
+    teacher, how = torch.tensor([True, False]), grpo.Objective(2, 1, beta=0.0, teacher_use="denominator-1")
     mask = torch.ones(2, 1, dtype=torch.bool)
     a = torch.tensor([1.0, 1.0])
-    plain = grpo.policy_loss(logp, logp.detach(), None, a, mask, teacher_use="denominator-1", **kw)
+    plain = grpo.policy_loss(logp, logp.detach(), None, a, mask, teacher, how)
     assert abs(plain.item() + (0.2 + 1) / 2) < 1e-6  # the teacher row has pi itself, the student row its ratio 1
 
 

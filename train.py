@@ -21,10 +21,9 @@ Left out on purpose: trainer classes, callbacks, configuration files, a logging 
 import gc
 import json
 import os
-import shutil
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -36,88 +35,38 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from config import D_ALARM, STAGES, Config, frozen_parts, parse, pretraining_samples
+from config import D_ALARM, STAGES, Config, parse
 from data import questions_at, slices
-from discriminator import (
-    Discriminator,
-    discriminator_backward,
-    discriminator_scores,
-    make_discriminator,
-    similarity_reward,
-)
+from discriminator import discriminator_backward, discriminator_scores, similarity_reward
+from engine import report
 from engine.asking import teacher_model
 from engine.checks import check_players, check_questions, unlike_the_paper
 from engine.command import UserError, run_command
 from engine.families import FULL
 from engine.files import as_jsonl
-from engine.loading import find_folder, load, save
+from engine.loading import load, save
 from engine.memory import everything_fits
 from engine.players import (
     adamw,
-    compute_dtype,
-    hold_memory,
     judge_of,
+    load_players,
     load_replica,
-    load_sharded,
-    move,
+    make_discriminator,
     on_gpu,
     refreshed,
     total,
     update,
 )
-from engine.report import (
-    Clock,
-    discriminator_accuracy,
-    discriminator_metrics,
-    draw_curves,
-    log_step,
-    look_metrics,
-    loop_rows,
-    malformed_share,
-    print_summary,
-    rounded,
-    show,
-    shown,
-    start_and_end,
-    step_metrics,
-    surrogate_metrics,
-    token_metrics,
-    write_samples,
-)
 from engine.run import Checkpoints, Run, device_of, peak_memory_mb, pretraining_questions, set_up, split
 from engine.served import Server, is_url
 from engine.sharding import all_gather, barrier, dealt, full_tensor, new_folder, rank_and_world
 from eval import evaluate
-from grpo import advantages, policy_loss, rewards, teacher_advantages
+from grpo import Objective, advantages, policy_loss, rewards, teacher_advantages
 from model import VLM, Batch, pack
 from rollout import rollout, sampling_of
 from teachers import TeacherCache, teacher_folder, teachers
-from tiny.lessons import fit, shipped_warm_start
-from tiny.models import TINY
+from tiny.lessons import sft
 from tiny.world import look
-
-
-def sft(run: Run) -> None:
-    """The student's warm start: pi_init and pi_ref."""
-    name, target, shipped = run.cfg.student, run.path / "sft", shipped_warm_start(run.cfg)
-    if shipped:
-        print(f"  a shipped warm start: results/students/{shipped.name}; tools.build trains it anew")
-        with new_folder(target) as part:
-            if run.first:
-                shutil.copytree(shipped, part, ignore=lambda *_: ["warm_start.json"], dirs_exist_ok=True)
-    elif name in TINY or run.cfg.sft_data:
-        vlm = load_sharded(run, name)
-        fit(run, vlm, run.cfg.sft_steps)
-        save(vlm, target, torch.float32)
-    elif run.cfg.random_weights and name in FULL:
-        save(load_sharded(run, name), target)
-    else:
-        print("  a trained student already: it is pi_init and pi_ref as it is")
-        folder = find_folder(name).resolve()
-        if run.first:
-            target.unlink(missing_ok=True)
-            target.symlink_to(folder)
-        barrier()
 
 
 # ------------------------------------------------------------------------------------------------ stage: discriminator
@@ -127,7 +76,7 @@ def discriminator(run: Run) -> None:
     student = load_replica(run, run.path / "sft")
     cache = TeacherCache(run, student.encoder, split(cfg)["train"])
     held, visits = pretraining_questions(cfg, split(cfg)["train"], [q.id for q in cache.questions])
-    n, read = pretraining_samples(cfg), {q.id for part in (held, *visits) for q in part}
+    n, read = cfg.pretraining_samples, {q.id for part in (held, *visits) for q in part}
     if few := sum(min(map(len, cache.of[q].values())) < n for q in read):
         print(f"  {few} of {len(read)} questions have fewer than {n} cached responses of a teacher: D reads repeats")
     D = make_discriminator(run, trained=False).train()
@@ -163,7 +112,7 @@ def discriminator(run: Run) -> None:
             update(optimizer, cfg.clip, loss, run, "discriminator", step, [q.id for q in step_questions])
             with torch.no_grad():
                 mine = [torch.cat([D(b) for b in held_batches]).cpu(), held_is_student]
-        found = discriminator_accuracy(*(torch.cat(all_gather(x)) for x in mine))
+        found = report.discriminator_accuracy(*(torch.cat(all_gather(x)) for x in mine))
         run.log("metrics.jsonl", stage="discriminator", step=step, loss=loss, **found)
         print(f"  step {step + 1:3d}  loss {loss:.3f}  held-out accuracy {found['d_accuracy']:.3f}", flush=True)
         if found["d_accuracy"] >= cfg.d_stop:
@@ -180,40 +129,6 @@ def discriminator(run: Run) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ stage: ril
-@dataclass
-class Players:
-    """Who takes part in the loop; D and its optimizer are None where the method has no discriminator."""
-
-    student: VLM  # pi_theta: sharded, fp32 masters
-    reference: VLM  # pi_ref: sharded, never changes
-    replica: VLM  # pi_old: whole on every rank, takes over the student at every step
-    student_optimizer: torch.optim.Optimizer
-    D: Discriminator | None = None
-    d_optimizer: torch.optim.Optimizer | None = None
-
-    def trained(self) -> dict[str, tuple]:
-        """The trained parts that a checkpoint holds: name -> (module, its optimizer)."""
-        out = {"student": (self.student, self.student_optimizer)}
-        return out | ({"D": (self.D, self.d_optimizer)} if self.D else {})
-
-
-def load_players(run: Run) -> Players:
-    """All players start at the warm-started student; D has been pre-trained."""
-    cfg, start = run.cfg, run.path / "sft"
-    student = load_sharded(run, start).freeze(*frozen_parts(cfg))
-    reference = load_sharded(run, start, dtype=compute_dtype(cfg)).requires_grad_(False)
-    move(run, "cpu", reference)
-    replica = load_replica(run, start)
-    hold_memory(run, replica, student, False)
-    players = Players(student, reference, replica, adamw(student, cfg.lr))
-    if cfg.discriminator != "none":
-        players.D = make_discriminator(run)
-        move(run, "cpu", players.D)
-        players.d_optimizer = adamw(players.D, cfg.d_lr)
-    student.train()  # only so that activations are recomputed; nothing drops out
-    return players
-
-
 def ril(run: Run) -> None:
     """Algorithm 2 of the paper. The numbers 1-9 are those of the README; the switches default to the paper's choices.
 
@@ -230,23 +145,23 @@ def ril(run: Run) -> None:
     P, G, T = cfg.questions_per_step, cfg.group_size * (cfg.student_rows != "none"), cache.rows if cache else 0
     in_mean = G if cfg.teacher_use == "discriminator" else G + T  # of G student and T teacher rows: the group's mean
     scored = G if cfg.teacher_use in ("discriminator", "baseline") else G + T  # and those that the policy is scored on
-    objective = dict(responses=P * in_mean, max_length=cfg.max_new_tokens, eps=cfg.eps, beta=cfg.beta, kl_kind=cfg.kl)
-    objective |= dict(length_mean=cfg.length_norm == "mean", teacher_use=cfg.teacher_use)
+    lengths = dict(max_length=cfg.max_new_tokens, length_mean=cfg.length_norm == "mean")
+    objective = Objective(P * in_mean, **lengths, eps=cfg.eps, beta=cfg.beta, kl=cfg.kl, teacher_use=cfg.teacher_use)
     if start == 0:
         validate(run, replica, student, parts["valid"], 0, progress)
 
     for step in range(start, cfg.steps):  # line 3
-        clock = Clock()
+        clock = report.Clock()
         # 1 questions: P over all ranks. A rank has `own`; one more pads a rank that has fewer than the others
         visits = questions_at(questions, step, P, cfg.seed)
         here, own = dealt(visits)
-        asked, names, everybody = [q for q, _ in here], [q.id for q, _ in here[:own]], [q.id for q, _ in visits]
+        asked, keys, everybody = [q for q, _ in here], [(q.id, n) for q, n in here[:own]], [q.id for q, _ in visits]
         prompts = [replica.encoder.encode_question(q) for q in asked]
 
         # 2 rollout: G responses per question from the replica, which is pi_old (lines 4-5)
         with refreshed(run, replica, student):
-            more = dict(visits=[visit for _, visit in here[:own]], max_rows=cfg.rollout_rows)
-            fresh = rollout(replica, prompts[:own], names, G, cfg.max_new_tokens, how, (cfg.seed, "rollout"), **more)
+            limits = (cfg.max_new_tokens, how, (cfg.seed, "rollout"), cfg.rollout_rows)
+            fresh = rollout(replica, prompts[:own], keys, G, *limits)
             seen = replica.encode_pictures(prompts)
         clock("rollout")
 
@@ -268,7 +183,7 @@ def ril(run: Run) -> None:
                 for _ in range(cfg.mu):
                     d_loss, logit = discriminator_backward(D.train(), d_packed, ~is_teacher.flatten(), own / P, world)
                     d_loss = total(d_loss)
-                    d_row = d_row or discriminator_metrics(d_loss, logit, is_teacher)
+                    d_row = d_row or report.discriminator_metrics(d_loss, logit, is_teacher)
                     if cfg.discriminator == "updated":
                         update(players.d_optimizer, cfg.clip, d_loss, run, "ril", step, everybody)
                     players.d_optimizer.zero_grad()
@@ -294,21 +209,21 @@ def ril(run: Run) -> None:
                     if len(logp_old) == i:
                         logp_old.append(logp.detach())
                     a, teacher = (x.flatten().to(logp.device) for x in (advantage[s], is_teacher[s, :scored]))  # (R,)
-                    loss = policy_loss(logp, logp_old[i], logp_ref[i], a, batch.mask, teacher=teacher, **objective)
+                    loss = policy_loss(logp, logp_old[i], logp_ref[i], a, batch.mask, teacher, objective)
                     (world * loss).backward()  # FSDP takes the mean over ranks
                     loss_sum += loss.item()
-                    ratios.append(surrogate_metrics(logp.detach(), logp_old[i], batch.mask, cfg.eps))
+                    ratios.append(report.surrogate_metrics(logp.detach(), logp_old[i], batch.mask, cfg.eps))
                 loss_sum = total(loss_sum)
                 norm = update(players.student_optimizer, cfg.clip, loss_sum, run, "ril", step, everybody)
         clock("student")
 
         # 9 log
-        show(run, step, asked, groups, similarity, answer, advantage, [0, G] if G and T else [0])
-        row = dict(loss=loss_sum, gradient_norm=norm, malformed=malformed_share(judge, step), **d_row)
-        row |= look_metrics(asked, fresh, student_logit)
-        row |= step_metrics((reward, similarity, answer, is_teacher, advantage), ratios)
-        row |= token_metrics(fresh, packed, logp_old, logp_ref, is_teacher[:, :scored], cut, cfg.kl, how)
-        log_step(run, step, row, clock, packed)
+        report.show(run, step, asked, groups, similarity, answer, advantage, [0, G] if G and T else [0])
+        row = dict(loss=loss_sum, gradient_norm=norm, malformed=report.malformed_share(judge, step), **d_row)
+        row |= report.look_metrics(asked, fresh, student_logit)
+        row |= report.step_metrics((reward, similarity, answer, is_teacher, advantage), ratios)
+        row |= report.token_metrics(fresh, packed, logp_old, logp_ref, is_teacher[:, :scored], cut, cfg.kl, how)
+        report.log_step(run, step, row, clock, packed)
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
             validate(run, replica, student, parts["valid"], step + 1, progress)
         checkpoints.save(step + 1, progress)
@@ -322,7 +237,7 @@ def pack_for_policies(run: Run, replica: VLM, seen: list, rows: list, cut: list[
     A trained vision tower encodes the pictures in the training forward pass, where its gradient is taken. A question
     without a picture then gets a blank one, so that every rank runs the tower (FSDP would hang otherwise).
     """
-    blank = None if "vision" in frozen_parts(run.cfg) else replica.encoder.blank_picture()
+    blank = None if "vision" in run.cfg.frozen_parts else replica.encoder.blank_picture()
     prompts = [replace(p, patches=None) for p in seen] if blank else seen
     return [pack(prompts[s], rows[s], device=run.device, blank=blank) for s in cut]
 
@@ -411,17 +326,17 @@ def evaluate_run(run: Run) -> None:
         gc.collect()  # FSDP modules hold reference cycles, so collect explicitly
         texts[who] = found.pop("texts")
         answers += [dict(who=who, **row) for row in found.pop("answers")]
-        summary |= {f"{name}_{who}": value for name, value in rounded(found).items() if name != "questions"}
-    rows = loop_rows(run.path)
-    summary |= start_and_end(rows)
+        summary |= {f"{name}_{who}": value for name, value in report.rounded(found).items() if name != "questions"}
+    rows = report.loop_rows(run.path)
+    summary |= report.start_and_end(rows)
     summary["packed_tokens"] = sum(r["packed_tokens"] for r in rows)
     validations = [r for r in run.rows("metrics.jsonl", "ril") if "valid_sampled" in r]
     summary["exported_step"] = max(validations, key=lambda r: r["valid_sampled"])["step"] + 1
     if cfg.evaluated == "all":
-        samples = shown(run, test[:8], judge, texts)
+        samples = report.shown(run, test[:8], judge, texts)
         if run.first:
-            write_samples(run.path, samples)
-            draw_curves(run.path, rows, validations)
+            report.write_samples(run.path, samples)
+            report.draw_curves(run.path, rows, validations)
     run.write("answers.jsonl", as_jsonl(answers))
     run.write("summary.json", summary)
     barrier()
@@ -490,7 +405,7 @@ def run_all(cfg: Config, command: list[str]) -> Run:
     for name in stages_of(cfg):
         if cfg.stage in ("all", name):
             run_stage(run, name)
-    print_summary(run)
+    report.print_summary(run)
     return run
 
 

@@ -32,8 +32,7 @@ def own_answers(name: str, folder: Path, missing: list[tuple], samples: dict, ru
     questions and gets all answers.
     """
     cfg, vlm = run.cfg, teacher_model(folder, run)
-    how, more = Sampling(temperature=cfg.teacher_temperature), dict(purpose=(cfg.seed, "teacher", name))
-    more |= dict(source=name, max_rows=cfg.rollout_rows)
+    how, purpose = Sampling(temperature=cfg.teacher_temperature), (cfg.seed, "teacher", name)
     wanted = {(q.id, index) for q, index in missing}
     for n in sorted(set(samples.values()), reverse=True):
         alike = list({q.id: q for q, _ in missing if samples[q.id] == n}.values())
@@ -41,7 +40,7 @@ def own_answers(name: str, folder: Path, missing: list[tuple], samples: dict, ru
         for part in slices(len(alike), side_by_side * rank_and_world()[1]):  # each is on disk before the next begins
             asked, own = dealt(alike[part])
             prompts, ids = [vlm.encoder.encode_question(q) for q in asked], [q.id for q in asked]
-            groups = rollout(vlm, prompts, ids, n, cfg.max_new_tokens, how, **more)
+            groups = rollout(vlm, prompts, ids, n, cfg.max_new_tokens, how, purpose, cfg.rollout_rows)
             if hasattr(vlm, "reset_iter_state"):  # FSDP records every forward until a backward pass
                 vlm.reset_iter_state()  # without it (torch 2.11) about 50 bytes a layer and token stay in memory
             for r in (r for group in gather_dealt(groups[:own]) for r in group if (r.question, r.index) in wanted):

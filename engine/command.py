@@ -1,6 +1,7 @@
 """How a command of ours ends: a user's mistake is one line, and every exit has its code."""
 
 import argparse
+import dataclasses
 import os
 import re
 import sys
@@ -21,6 +22,22 @@ class Flags(argparse.ArgumentParser):
 
     def __init__(self, text: str):
         super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def add_settings(self, settings: type, groups: dict[str, str]) -> "Flags":
+        """A flag for each field that `groups` names (title -> names) of a dataclass made by `config.setting`."""
+        fields = {f.name: f for f in dataclasses.fields(settings)}
+        for title, names in groups.items():
+            group = self.add_argument_group(title)
+            for f in (fields[name] for name in names.split()):
+                flag, more = "--" + f.name.replace("_", "-"), dict(default=None, help=f.metadata["help"])
+                if isinstance(f.default, bool):
+                    group.add_argument(flag, action=argparse.BooleanOptionalAction, **more)
+                elif f.metadata["values"]:
+                    group.add_argument(flag, choices=tuple(f.metadata["values"]), metavar="WHAT", **more)
+                else:
+                    kind = type(f.default)
+                    group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **more)
+        return self
 
     def error(self, message: str):
         """Called by argparse on a wrong flag."""

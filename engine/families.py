@@ -160,6 +160,7 @@ FAMILIES = {
 # ------------------------------------------------------------------------------------------------ published names
 CONFIGS = Path(__file__).parent / "configs"  # NAME.json: sizes and token ids, as the stock class reads config.json
 
+PARTS = ("vision", "embeddings", "attention", "mlp", "head")  # of a student, as --frozen names them
 FULL = {  # students and teachers: name -> its place on the hub
     "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
     "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",

@@ -5,7 +5,6 @@ import os
 
 import torch
 
-from config import frozen_parts
 from discriminator import Discriminator
 from engine.families import FULL, JUDGES
 from engine.loading import is_tied, load, meta_language_model, meta_model, random_meta_model
@@ -39,7 +38,7 @@ def trained(name: str, frozen: tuple, reads: str) -> tuple[int, int]:
 def training_state(cfg) -> dict[str, float]:
     """Bytes over all GPUs: fp32 masters of all parameters, Adam's moments and gradients of the trained ones only."""
     m, has_d = sizes(cfg.student), cfg.discriminator != "none"
-    student, D = trained(cfg.student, tuple(frozen_parts(cfg)), cfg.d_input)
+    student, D = trained(cfg.student, tuple(cfg.frozen_parts), cfg.d_input)
     out = dict(student=4 * m["all"], student_adam=8 * student, student_gradient=4 * student)
     D_all = m["all"] - m["head"] + m["hidden"]  # a head to one number in the language head's place
     return out | dict(D=4 * D_all * has_d, D_adam=8 * D * has_d, D_gradient=4 * D * has_d)

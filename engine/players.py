@@ -2,14 +2,17 @@
 
 import contextlib
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
+from discriminator import Discriminator
 from engine.command import UserError
 from engine.families import FULL, JUDGES
-from engine.loading import load
+from engine.loading import copy_slice, load
 from engine.run import Run
 from engine.sharding import all_gather, copy_trained, full_tensor
 from judge import Judge
@@ -54,6 +57,50 @@ def judge_of(run: Run, weak: bool = False) -> Judge:
     if weak:
         judge.judged, judge.wrong = cfg.judged, cfg.judge_wrong
     return judge
+
+
+def make_discriminator(run: Run, trained: bool = True) -> Discriminator:
+    """D around the warm-started student's backbone, sharded; with its pre-trained weights when there are some."""
+    D = load_sharded(run, run.path / "sft", player=lambda vlm: Discriminator(vlm, run.cfg.d_input))
+    if trained:
+        with safe_open(run.path / "discriminator" / "model.safetensors", "pt") as file, torch.no_grad():
+            for name, x in D.state_dict().items():
+                copy_slice(x, file.get_slice(name))
+    return D
+
+
+@dataclass
+class Players:
+    """Who takes part in the loop; D and its optimizer are None where the method has no discriminator."""
+
+    student: VLM  # pi_theta: sharded, fp32 masters
+    reference: VLM  # pi_ref: sharded, never changes
+    replica: VLM  # pi_old: whole on every rank, takes over the student at every step
+    student_optimizer: torch.optim.Optimizer
+    D: Discriminator | None = None
+    d_optimizer: torch.optim.Optimizer | None = None
+
+    def trained(self) -> dict[str, tuple]:
+        """The trained parts that a checkpoint holds: name -> (module, its optimizer)."""
+        out = {"student": (self.student, self.student_optimizer)}
+        return out | ({"D": (self.D, self.d_optimizer)} if self.D else {})
+
+
+def load_players(run: Run) -> Players:
+    """All players start at the warm-started student; D has been pre-trained."""
+    cfg, start = run.cfg, run.path / "sft"
+    student = load_sharded(run, start).freeze(*cfg.frozen_parts)
+    reference = load_sharded(run, start, dtype=compute_dtype(cfg)).requires_grad_(False)
+    move(run, "cpu", reference)
+    replica = load_replica(run, start)
+    hold_memory(run, replica, student, False)
+    players = Players(student, reference, replica, adamw(student, cfg.lr))
+    if cfg.discriminator != "none":
+        players.D = make_discriminator(run)
+        move(run, "cpu", players.D)
+        players.d_optimizer = adamw(players.D, cfg.d_lr)
+    student.train()  # only so that activations are recomputed; nothing drops out
+    return players
 
 
 def recompute_activations(base: torch.nn.Module) -> None:

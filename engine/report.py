@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from discriminator import make_discriminator, similarity_reward
+from discriminator import similarity_reward
 from engine.files import read_jsonl, write
-from engine.players import load_replica
+from engine.players import load_replica, make_discriminator
 from engine.run import Run
 from engine.sharding import all_gather, gather_dealt
 from eval import auc

@@ -20,7 +20,7 @@ from tests.helpers import HOME, OURS
 
 LEVELS = """
     engine.command engine.files data grpo
-    config engine.families engine.served engine.answers tiny.world tiny.models
+    config engine.families engine.contradictions engine.served engine.answers tiny.world tiny.models
     model engine.sharding engine.folders engine.loading engine.keys_values engine.lora
     discriminator judge rollout engine.run engine.memory engine.players engine.local engine.asking
     teachers eval tiny.lessons engine.report engine.checks

@@ -7,10 +7,12 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 import config
+import engine.command as command
 from engine.command import UserError
 from engine.run import check_settings, settings_of
 
-FLAGS = sorted({flag for action in config.parser()._actions for flag in action.option_strings} - {"-h"})
+PARSER = command.Flags("").add_settings(config.Config, config.GROUPS)
+FLAGS = sorted({flag for action in PARSER._actions for flag in action.option_strings} - {"-h"})
 
 
 @pytest.mark.parametrize("flag", FLAGS)
@@ -24,7 +26,7 @@ def test_the_flags_are_few_and_each_explains_its_values():
     groups = {title: names.split() for title, names in config.GROUPS.items()}
     assert sum(map(len, groups.values())) <= 48 and sum(len(x) for x in list(groups.values())[:4]) <= 30
     fields = {f.name: f.metadata for f in dataclasses.fields(config.Config)}
-    shown = config.parser().format_help()
+    shown = PARSER.format_help()
     for name in (name for names in groups.values() for name in names):
         assert f"--{name.replace('_', '-')}" in shown
         assert all(

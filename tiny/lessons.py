@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from config import Config
 from data import load_questions, questions_at, seed_of, slices
 from engine.command import UserError
-from engine.players import adamw, total, update
+from engine.families import FULL
+from engine.loading import find_folder, save
+from engine.players import adamw, load_sharded, total, update
 from engine.run import HOME, Checkpoints, Run, split
-from engine.sharding import deal, dealt, rank_and_world
+from engine.sharding import barrier, deal, dealt, new_folder, rank_and_world
 from grpo import sft_loss
 from model import VLM, pack, shared_prefix
 from tiny.models import TINY
@@ -22,6 +26,29 @@ STUDENTS = HOME / "results" / "students"  # shipped warm starts, one folder per 
 
 
 # ------------------------------------------------------------------------------------------------ stage: sft
+def sft(run: Run) -> None:
+    """The student's warm start: pi_init and pi_ref."""
+    name, target, shipped = run.cfg.student, run.path / "sft", shipped_warm_start(run.cfg)
+    if shipped:
+        print(f"  a shipped warm start: results/students/{shipped.name}; tools.build trains it anew")
+        with new_folder(target) as part:
+            if run.first:
+                shutil.copytree(shipped, part, ignore=lambda *_: ["warm_start.json"], dirs_exist_ok=True)
+    elif name in TINY or run.cfg.sft_data:
+        vlm = load_sharded(run, name)
+        fit(run, vlm, run.cfg.sft_steps)
+        save(vlm, target, torch.float32)
+    elif run.cfg.random_weights and name in FULL:
+        save(load_sharded(run, name), target)
+    else:
+        print("  a trained student already: it is pi_init and pi_ref as it is")
+        folder = find_folder(name).resolve()
+        if run.first:
+            target.unlink(missing_ok=True)
+            target.symlink_to(folder)
+        barrier()
+
+
 def lessons(vlm: VLM, step: int, seed: int, pictures: int, per_picture: int, voice: str):
     """This rank's part of a warm-start batch, and the target tokens of the whole: the questions about a picture share
     its packed row; only the replies are targets.

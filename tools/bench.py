@@ -41,7 +41,7 @@ from engine.families import FULL
 from engine.files import write
 from engine.loading import load
 from engine.memory import count_of
-from grpo import advantages, policy_loss
+from grpo import Objective, advantages, policy_loss
 from model import pack, token_logps
 from rollout import GREEDY, attention, rollout
 from tiny.models import TINY
@@ -110,7 +110,7 @@ def phases_of_step(sample, logps, student_logit, groups: list, micro: int, optim
         for s, ref in zip(cut, reference, strict=True):
             logp = logps(s)
             a = advantage[s].flatten().to(logp.device)
-            loss = policy_loss(logp, logp.detach(), ref, a, torch.ones_like(logp), responses=count, max_length=T)
+            loss = policy_loss(logp, logp.detach(), ref, a, torch.ones_like(logp), None, Objective(count, T))
             loss.backward()
         step(optimizers["student"])
 

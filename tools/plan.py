@@ -6,7 +6,7 @@ python -m tools.plan --student qwen2.5-vl-7b --gpus 8 --gpu-memory 80     # and 
 import dataclasses
 import math
 
-from config import frozen_parts, parse, pretraining_samples
+from config import parse
 from engine.command import Flags, run_command
 from engine.files import read_jsonl
 from engine.memory import (
@@ -75,7 +75,7 @@ def traffic(cfg, gpus: int) -> float:
     """
     m, W, of = sizes(cfg.student), shards(gpus), training_state(cfg)
     mine = -(-cfg.questions_per_step // gpus)
-    tower = m["vision"] * ("vision" not in frozen_parts(cfg))
+    tower = m["vision"] * ("vision" not in cfg.frozen_parts)
     forward, again = 2 * (m["layers"] + m["root"] + tower), 2 * (m["layers"] + tower)
     of_d, again_d = forward - 2 * (m["head"] + tower), again - 2 * tower
     passes = cfg.mu * (forward + again + of["student_gradient"]) + forward * (cfg.beta > 0)
@@ -118,7 +118,7 @@ def hours_and_disk(cfg, gpus: int, offload: str) -> dict[str, tuple[float, float
     mean = MEAN_RESPONSE * cfg.max_new_tokens
     questions = 0.8 * len(read_jsonl(cfg.data)) if cfg.data else cfg.pool  # the training part
     samples, here = questions * cfg.teacher_samples, asked_here(cfg)
-    visited, more = min(questions, 32 + cfg.d_steps * cfg.questions_per_step), pretraining_samples(cfg)
+    visited, more = min(questions, 32 + cfg.d_steps * cfg.questions_per_step), cfg.pretraining_samples
     samples += visited * max(0, more - cfg.teacher_samples) * (cfg.discriminator != "none")
     tokens = samples * mean * len(cfg.teachers.split(","))
     teaching = (len(cfg.teachers.split(",")) - len(here)) * samples * mean / TEACHER_TOKENS

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import parse, teacher_names
+from config import parse
 from data import Question, slices
 from engine.answers import AnswerLog
 from engine.asking import teacher_model
@@ -41,7 +41,7 @@ def select(run: Run, score: str, keep: int) -> None:
     questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns)
     known = AnswerLog(run.path / "scores.jsonl", "question", writes=run.first)
     student = load_replica(run, cfg.student)
-    teacher = teacher_model(teacher_folder(teacher_names(cfg)[0]), run) if score == "log-prob" else None
+    teacher = teacher_model(teacher_folder(cfg.teacher_names[0]), run) if score == "log-prob" else None
     limit = student.hf.config.get_text_config().max_position_embeddings
     todo = [q for q in questions if q.id not in known]
     for part in tqdm(slices(len(todo), 32 * rank_and_world()[1]), "select", disable=not run.first):

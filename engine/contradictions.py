@@ -1,0 +1,45 @@
+"""Settings that do not go together, each with the line that says so."""
+
+from engine.families import FULL, JUDGES, PARTS
+
+
+def contradictions(cfg, given: dict) -> list[tuple[bool, str]]:
+    """[(is it so?, what to say)] for settings that do not go together; `given`: those of the command line."""
+    names, has_d, has_teachers = cfg.teacher_names, cfg.discriminator != "none", cfg.teacher_use != "none"
+    in_group, likelihood = cfg.teacher_use not in ("none", "discriminator"), cfg.advantage == "one"
+    published = ", ".join([*FULL, *JUDGES])
+    shared = has_teachers and cfg.teacher_rows == "split" and cfg.group_size % len(names) != 0
+    unknown = [part for part in cfg.frozen_parts if part not in PARTS]
+    return [
+        (cfg.name in ("", ".", "..") or "/" in cfg.name, f"--name {cfg.name!r}: give a plain folder name"),
+        (
+            cfg.random_weights and cfg.student not in FULL and cfg.judge not in JUDGES,
+            f"--random-weights is for published names: {published}; others have weights",
+        ),
+        (
+            not cfg.resume and cfg.stage != "all",
+            f"--no-resume deletes the run and begins anew: it does not go with --stage {cfg.stage}",
+        ),
+        ("" in names, f"--teachers {cfg.teachers}: an empty name; give A, A,B or NAME=URL"),
+        (has_teachers and len(set(names)) < len(names), f"--teachers {cfg.teachers}: the same teacher twice"),
+        (shared, f"--group-size {cfg.group_size} cannot be split over {len(names)} teachers; take --teacher-rows each"),
+        ("sft_steps" in given and bool(cfg.sft_data), "--sft-data is counted in epochs: --sft-epochs, not --sft-steps"),
+        ("sft_epochs" in given and not cfg.sft_data, "--sft-epochs counts passes over --sft-data: it needs one"),
+        (max(cfg.judged, cfg.judge_wrong) > 1, "--judged and --judge-wrong are shares, between 0 and 1"),
+        (bool(unknown), f"--frozen {','.join(unknown)}: unknown; there are {', '.join(PARTS)}, or none"),
+        (cfg.algo not in ("grpo", "dr_grpo") and not has_teachers, f"--algo {cfg.algo} needs teachers"),
+        (has_d and not has_teachers, f"--similarity {cfg.similarity} is D's, and D reads teacher text: --teacher-use"),
+        (cfg.teacher_use == "discriminator" and not has_d, "--teacher-use discriminator needs a --similarity of D"),
+        (cfg.d_input != "response" and not has_d, f"--d-input {cfg.d_input} needs a --similarity of D"),
+        (cfg.discriminator == "frozen" and not cfg.d_steps, "--d-lr 0 and --d-steps 0: such a D has learned nothing"),
+        (cfg.similarity == "constant" and not in_group, "--similarity constant marks teacher rows: it needs them"),
+        (cfg.similarity == "oracle" and bool(cfg.data), "--similarity oracle knows the tiny world only: no --data"),
+        (
+            cfg.judged == 0 and cfg.similarity == "none" and not likelihood,
+            "no reward: --judged 0 and --similarity none",
+        ),
+        (likelihood and cfg.mu > 1, f"--algo {cfg.algo} is likelihood and has no ratio to clip: --mu 1"),
+        (likelihood and has_d, f"--algo {cfg.algo} has no student rows: nothing for D to tell apart"),
+        (likelihood and cfg.teacher_use == "baseline", "--teacher-use baseline leaves nothing to be trained"),
+        (cfg.group_size < 2 and not in_group, "--group-size 1 without teacher rows: a group of one has no advantage"),
+    ]
