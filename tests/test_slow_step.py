@@ -252,8 +252,7 @@ def double(monkeypatch):
     defaults = [torch.float64 if x is torch.float32 else x for x in loading.load.__defaults__]
     monkeypatch.setattr(loading.load, "__defaults__", tuple(defaults))
     monkeypatch.setattr(sharding, "MixedPrecisionPolicy", lambda *_, **more: MixedPrecisionPolicy(**more))
-    for module in (train, players):
-        monkeypatch.setattr(module, "compute_dtype", lambda _: torch.float64)
+    monkeypatch.setattr(players, "compute_dtype", lambda _: torch.float64)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float)

@@ -15,6 +15,7 @@ through, three times for an update. Evaluation answers 4 x --questions greedily:
 public evaluators do. Absolute times mean little on a shared CPU; ratios of one run do.
 """
 
+import argparse
 import inspect
 import json
 import os
@@ -199,8 +200,8 @@ def rollout_limit(student, prompts: list, group: int, length: int, flops: float,
     return prefill / flops + (length - 1) * max(work / flops, moved / bandwidth)
 
 
-def main(argv: list | None = None) -> dict:
-    """The command line; prints a table and returns (and writes) its numbers."""
+def settings(argv: list) -> argparse.Namespace:
+    """The command line."""
     parser = Flags(__doc__)
     parser.add_argument("--student", default="tiny-qwen", help="a name or a folder")
     parser.add_argument("--questions", type=int, default=12)
@@ -217,50 +218,104 @@ def main(argv: list | None = None) -> dict:
     args = parser.parse_args(argv)
     if args.random_weights and args.student not in FULL:
         raise UserError(f"--random-weights is for published names: {', '.join(FULL)}")
-    torch.set_num_threads(args.threads)
-    if args.device == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(False)  # as in training (engine/sharding.py says why)
-    Q, G, T, cuda = args.questions, args.group_size, args.response_tokens, args.device == "cuda"
-    dtype, cell = getattr(torch, dict(fp32="float32", bf16="bfloat16")[args.dtype]), args.cell
-    cell = cell or (14 if args.student in TINY else 112)
-    student = load(args.student, device=args.device, dtype=dtype, random_weights=args.random_weights)
+    args.cell = args.cell or (14 if args.student in TINY else 112)
+    args.torch_dtype = getattr(torch, dict(fp32="float32", bf16="bfloat16")[args.dtype])
+    return args
+
+
+def players(args) -> tuple:
+    """Student, D and their optimisers, whose state is already made: it is not part of a step."""
+    student = load(args.student, device=args.device, dtype=args.torch_dtype, random_weights=args.random_weights)
     student.encoder.limit_pictures(1280)
     student.encoder.ends = [-1]  # nobody stops early: both sides write T tokens for every response
     student.hf.generation_config = GenerationConfig()  # stock generate takes from it whatever it is not given
     student.freeze("vision")
     D = Discriminator(student)
     optimizers = {who: torch.optim.AdamW(x.parameters(), lr=0.0) for who, x in (("student", student), ("D", D))}
-    for optimizer in optimizers.values():  # their first step makes their state: not part of a step
+    for optimizer in optimizers.values():
         for p in (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad):
             p.grad = torch.zeros_like(p)
         optimizer.step()
         optimizer.zero_grad()
-    prompts = [student.encoder.encode_question(q) for q in world_questions("train", Q, cell=cell)]
-    twice = sampled_ids(student, Q, 4 * G, T).tolist()
-    groups = [g[: 2 * G] for g in twice]
-    logps = dict(own=[], stock=[], double=[])  # those of the reference phase
-    jobs = {
-        who: step(student, D, prompts, rows, args.micro_batch, optimizers, logps[who])
-        for who, step, rows in (("own", own_step, groups), ("stock", stock_step, groups), ("double", own_step, twice))
-    }
+    return student, D, optimizers
 
-    asked = world_questions("test", 4 * Q, cell=cell)
+
+def evaluations(student, asked: list, T: int, answers: dict) -> dict:
+    """The two ways to answer questions greedily; `answers` keeps the tokens."""
     greedy = dict(do_sample=False, suppress_tokens=student.encoder.banned_ids, pad_token_id=0, eos_token_id=None)
     greedy |= dict(min_new_tokens=T, max_new_tokens=T)
 
-    answers = {}
-
-    def own_evaluation():
+    def own():
         encoded = [student.encoder.encode_question(q) for q in asked]
         answers["own"] = [r.ids for (r,) in rollout(student, encoded, [q.id for q in asked], 1, T, GREEDY)]
 
-    def stock_evaluation():
+    def stock():
         answers["stock"] = out = []
         for q in asked:
             p = student.encoder.encode_question(q)
             one = dict(input_ids=p.ids[None], attention_mask=torch.ones_like(p.ids)[None], **p.pixels)
-            one = {k: x.to(args.device) for k, x in with_kinds(student, one).items()}
+            one = {k: x.to(student.device) for k, x in with_kinds(student, one).items()}
             out.append(student.hf.generate(**one, **greedy)[0, len(p.ids) :].tolist())
+
+    return {("own", "evaluation"): own, ("stock", "evaluation"): stock}
+
+
+def ceilings(args) -> tuple[float, float]:
+    """What this machine does at most, measured: FLOP/s of a matrix product, bytes/s of a copy (read and written)."""
+    n = 8192 if args.device == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=args.device, dtype=args.torch_dtype) for _ in range(2))
+    big, there = (torch.zeros(1 << 28, device=args.device, dtype=torch.uint8) for _ in range(2))
+    times, _ = seconds_of(dict(matmul=lambda: a @ b, copy=lambda: there.copy_(big)), 6)
+    return 2 * n**3 / statistics.median(times["matmul"]), 2 * len(big) / statistics.median(times["copy"])
+
+
+def limits(student, D, prompts: list, asked: list, groups: list, flops: float, bandwidth: float) -> dict[str, float]:
+    """The seconds that each phase needs at least, by the machine's ceilings."""
+    of, texts = count_of(student), [[student.encoder.text(r) for r in g] for g in groups]
+    G, T = len(groups[0]) // 2, len(groups[0][0])
+    policy = forward_flops(of, pack(prompts, groups), of["hidden"] * of["words"]) / flops
+    out = dict(rollout=rollout_limit(student, prompts, G, T, flops, bandwidth), reference=policy, update=3 * policy)
+    out["discriminator"] = 4 * forward_flops(of, D.pack(texts), 0) / flops  # forward, backward, and once to score
+    out["step"] = sum(out.values())
+    encoded = [student.encoder.encode_question(q) for q in asked]
+    return out | dict(evaluation=rollout_limit(student, encoded, 1, T, flops, bandwidth))
+
+
+def ratio(slow: list, fast: list) -> dict:
+    """Median and range of the ratios, repeat by repeat."""
+    each = [x / y for x, y in zip(slow, fast, strict=True)]
+    return dict(ratio=round(statistics.median(each), 2), ratio_range=[round(min(each), 2), round(max(each), 2)])
+
+
+def compared(times: dict, peak: dict, limit: dict, tokens: dict) -> dict[str, dict]:
+    """Phase -> its seconds, limit, tokens per second and memory, ours beside stock's; `tokens`: written by each."""
+    out = {}
+    for name, seconds in limit.items():
+        own, stock = (statistics.median(times[who, name]) for who in ("own", "stock"))
+        out[name] = dict(seconds=round(own, 4), limit_seconds=round(seconds, 4), limit_share=round(seconds / own, 2))
+        out[name] |= dict(tokens_per_second=round(tokens[name] / own), stock_seconds=round(stock, 4))
+        out[name] |= ratio(times["stock", name], times["own", name])
+        out[name] |= {f"{who}_peak_gb": round(peak[who, name], 2) for who in ("own", "stock") if (who, name) in peak}
+    return out
+
+
+def main(argv: list | None = None) -> dict:
+    """The command line; prints a table and returns (and writes) its numbers."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = settings(argv)
+    torch.set_num_threads(args.threads)
+    if cuda := args.device == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # as in training (engine/sharding.py says why)
+    Q, G, T = args.questions, args.group_size, args.response_tokens
+    student, D, optimizers = players(args)
+    prompts = [student.encoder.encode_question(q) for q in world_questions("train", Q, cell=args.cell)]
+    twice = sampled_ids(student, Q, 4 * G, T).tolist()
+    groups, asked = [g[: 2 * G] for g in twice], world_questions("test", 4 * Q, cell=args.cell)
+    logps, answers = dict(own=[], stock=[], double=[]), {}  # those of the reference phase
+    jobs = {
+        who: step(student, D, prompts, rows, args.micro_batch, optimizers, logps[who])
+        for who, step, rows in (("own", own_step, groups), ("stock", stock_step, groups), ("double", own_step, twice))
+    }
 
     def as_stock(job):
         """The job with stock attention, as a stock model has it."""
@@ -268,51 +323,27 @@ def main(argv: list | None = None) -> dict:
             job()
 
     work = {(who, name): job for who, phases in jobs.items() for name, job in phases.items()}
-    work |= {("own", "evaluation"): own_evaluation, ("stock", "evaluation"): stock_evaluation}
+    work |= evaluations(student, asked, T, answers)
     work = {(who, name): partial(as_stock, job) if who == "stock" else job for (who, name), job in work.items()}
     times, peak = seconds_of(work, args.repeats)
     for who, phases in jobs.items():
         times[who, "step"] = [sum(x) for x in zip(*(times[who, name] for name in phases), strict=True)]
 
-    n = 8192 if cuda else 2048
-    a, b = (torch.randn(n, n, device=args.device, dtype=dtype) for _ in range(2))
-    big, there = (torch.zeros(1 << 28, device=args.device, dtype=torch.uint8) for _ in range(2))
-    machine, _ = seconds_of(dict(matmul=lambda: a @ b, copy=lambda: there.copy_(big)), 6)
-    machine = {name: statistics.median(x) for name, x in machine.items()}
-    flops, bandwidth = 2 * n**3 / machine["matmul"], 2 * len(big) / machine["copy"]
-
-    of, texts = count_of(student), [[student.encoder.text(r) for r in g] for g in groups]
-    policy = forward_flops(of, pack(prompts, groups), of["hidden"] * of["words"]) / flops
-    limit = dict(rollout=rollout_limit(student, prompts, G, T, flops, bandwidth), reference=policy, update=3 * policy)
-    limit["discriminator"] = 4 * forward_flops(of, D.pack(texts), 0) / flops  # forward, backward, and once to score
-    limit["step"] = sum(limit.values())
-    limit["evaluation"] = rollout_limit(
-        student, [student.encoder.encode_question(q) for q in asked], 1, T, flops, bandwidth
-    )
-
-    def ratio(slow: list, fast: list) -> dict:
-        each = [x / y for x, y in zip(slow, fast, strict=True)]
-        return dict(ratio=round(statistics.median(each), 2), ratio_range=[round(min(each), 2), round(max(each), 2)])
-
+    flops, bandwidth = ceilings(args)
+    limit = limits(student, D, prompts, asked, groups, flops, bandwidth)
+    tokens = {name: T * Q * 2 * G for name in limit} | dict(evaluation=T * 4 * Q, rollout=T * Q * G)
     card = torch.cuda.get_device_name() if cuda else platform.machine()
     result = {
         "machine": f"{card}, {args.threads} thread(s), torch {torch.__version__}, {args.dtype}",
         "measured": f"matrix product {flops / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.1f} GB/s, read and write",
-        "setting": f"{args.student}, {of['all'] / 1e6:.1f} M parameters, {Q} questions, G {G} + {G}, {T} tokens a "
-        f"response, prompts of {max(len(p.ids) for p in prompts)} tokens, medians of {args.repeats}",
-        "command": " ".join(["python -m tools.bench", *(sys.argv[1:] if argv is None else argv)]),
+        "setting": f"{args.student}, {count_of(student)['all'] / 1e6:.1f} M parameters, {Q} questions, G {G} + {G}, "
+        f"{T} tokens a response, prompts of {max(len(p.ids) for p in prompts)} tokens, medians of {args.repeats}",
+        "command": " ".join(["python -m tools.bench", *argv]),
         "greedy_answers_equal": answers["own"] == answers["stock"],
         "largest_difference": (torch.cat(logps["own"]) - torch.cat(logps["stock"])).abs().max().item(),
         "peak_memory_of": "the tensors" if cuda else "the process until then (ours runs first)",
         "doubling_group_size": ratio(times["double", "step"], times["own", "step"]),
-    }
-    for name, seconds in limit.items():
-        own, stock = (statistics.median(times[who, name]) for who in ("own", "stock"))
-        tokens = T * (4 * Q if name == "evaluation" else Q * G if name == "rollout" else Q * 2 * G)
-        result[name] = dict(seconds=round(own, 4), limit_seconds=round(seconds, 4), limit_share=round(seconds / own, 2))
-        result[name] |= dict(tokens_per_second=round(tokens / own), stock_seconds=round(stock, 4))
-        result[name] |= ratio(times["stock", name], times["own", name])
-        result[name] |= {f"{who}_peak_gb": round(peak[who, name], 2) for who in ("own", "stock") if (who, name) in peak}
+    } | compared(times, peak, limit, tokens)
     for key, value in result.items():
         print(f"{key}: {value}")
     if args.out:
