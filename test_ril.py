@@ -685,7 +685,7 @@ def test_a_run_killed_inside_a_short_stage_leaves_no_half_of_it(straight, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(train.Run, "log", log)
-        patch.setattr(train, "draw_curves", stop)
+        patch.setattr(report, "draw_curves", stop)
         with pytest.raises(KeyboardInterrupt):
             command(tmp_path, "--name", "h", *SMALL)
     command(tmp_path, "--name", "h", *SMALL)

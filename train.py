@@ -32,7 +32,6 @@ if __name__ == "__main__":
     os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 
 import torch
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from config import D_ALARM, STAGES, Config, parse
@@ -54,12 +53,12 @@ from engine.players import (
     make_discriminator,
     on_gpu,
     refreshed,
+    save_discriminator,
     total,
     update,
 )
 from engine.run import Checkpoints, Run, device_of, peak_memory_mb, pretraining_questions, set_up, split
-from engine.served import Server, is_url
-from engine.sharding import all_gather, barrier, dealt, full_tensor, new_folder, rank_and_world
+from engine.sharding import all_gather, barrier, dealt, new_folder, rank_and_world
 from eval import evaluate
 from grpo import Objective, advantages, policy_loss, rewards, teacher_advantages
 from model import VLM, Batch, pack
@@ -122,10 +121,7 @@ def discriminator(run: Run) -> None:
             f"  WARNING: D ends at {found['d_accuracy']:.3f} on held-out questions, below {D_ALARM}: it hardly tells "
             "student from teacher, so its reward is noise; take more --d-steps"
         )
-    weights = {name: full_tensor(x.detach()).cpu().contiguous() for name, x in D.state_dict().items()}
-    with new_folder(run.path / "discriminator") as part:
-        if run.first:
-            save_file(weights, part / "model.safetensors")
+    save_discriminator(run, D)
 
 
 # ------------------------------------------------------------------------------------------------ stage: ril
@@ -298,9 +294,7 @@ def export(run: Run) -> None:
         again = vlm.family.model.from_pretrained(run.path / target, dtype=torch.bfloat16).state_dict()
         wrong = [k for k, x in vlm.hf.state_dict().items() if not torch.equal(x, again[k])]
         if wrong:
-            raise UserError(
-                f"{run.path / target}: stock from_pretrained reads {wrong[0]} differently; is the disk full?"
-            )
+            raise UserError(f"{run.path / target}: stock from_pretrained reads {wrong[0]} differently; disk full?")
         print(f"  {run.path / target}: {len(again)} tensors, read back equal")
 
 
@@ -327,16 +321,12 @@ def evaluate_run(run: Run) -> None:
         texts[who] = found.pop("texts")
         answers += [dict(who=who, **row) for row in found.pop("answers")]
         summary |= {f"{name}_{who}": value for name, value in report.rounded(found).items() if name != "questions"}
-    rows = report.loop_rows(run.path)
-    summary |= report.start_and_end(rows)
-    summary["packed_tokens"] = sum(r["packed_tokens"] for r in rows)
-    validations = [r for r in run.rows("metrics.jsonl", "ril") if "valid_sampled" in r]
-    summary["exported_step"] = max(validations, key=lambda r: r["valid_sampled"])["step"] + 1
+    summary |= report.of_the_loop(run)
     if cfg.evaluated == "all":
         samples = report.shown(run, test[:8], judge, texts)
         if run.first:
             report.write_samples(run.path, samples)
-            report.draw_curves(run.path, rows, validations)
+            report.draw_curves(run)
     run.write("answers.jsonl", as_jsonl(answers))
     run.write("summary.json", summary)
     barrier()
@@ -392,13 +382,10 @@ def run_all(cfg: Config, command: list[str]) -> Run:
         print(difference)
     if cfg.data:
         check_questions(cfg, encoder)
-    needed = STAGES[: STAGES.index(cfg.stage)] if cfg.stage in STAGES and cfg.stage != "teachers" else ()
-    for earlier in stages_of(cfg):
-        if earlier in needed and not (Path("runs") / cfg.name / STAGE_OF[earlier][1]).exists():
-            missing = Path("runs") / cfg.name / STAGE_OF[earlier][1]
+    before = () if cfg.stage in ("all", "teachers") else STAGES[: STAGES.index(cfg.stage)]
+    for earlier in (name for name in stages_of(cfg) if name in before):
+        if not (missing := Path("runs") / cfg.name / STAGE_OF[earlier][1]).exists():
             raise UserError(f"--stage {cfg.stage} needs {missing}; run --stage {earlier} first")
-    if is_url(cfg.judge) and rank_and_world()[0] == 0:
-        Server(cfg.judge).name_model()  # a dead judge is named now, before anything is written
     if cfg.offload == "auto":
         cfg.offload = "none" if device_of(cfg) == "cpu" or everything_fits(cfg) else "phase"
     run = Run(cfg, command)

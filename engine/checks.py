@@ -35,6 +35,8 @@ def check_players(cfg: Config) -> Encoder | None:
         elif name != "reference" and not (cached and name in FULL) and not cfg.teachers_file:
             meta_model(teacher_folder(name))
     known_judge(cfg.judge)
+    if is_url(cfg.judge) and rank_and_world()[0] == 0:
+        Server(cfg.judge).name_model()  # a dead judge is named now
     if cfg.judge != "rule" and not is_url(cfg.judge):
         judge_digits(
             cfg.judge, meta_language_model(cfg.judge, torch.bfloat16, cfg.random_weights and cfg.judge in JUDGES)[1]

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from discriminator import Discriminator
 from engine.command import UserError
 from engine.families import FULL, JUDGES
 from engine.loading import copy_slice, load
 from engine.run import Run
-from engine.sharding import all_gather, copy_trained, full_tensor
+from engine.sharding import all_gather, copy_trained, full_tensor, new_folder
 from judge import Judge
 from model import VLM
 
@@ -67,6 +68,14 @@ def make_discriminator(run: Run, trained: bool = True) -> Discriminator:
             for name, x in D.state_dict().items():
                 copy_slice(x, file.get_slice(name))
     return D
+
+
+def save_discriminator(run: Run, D: Discriminator) -> None:
+    """Write the weights that `make_discriminator` reads."""
+    weights = {name: full_tensor(x.detach()).cpu().contiguous() for name, x in D.state_dict().items()}
+    with new_folder(run.path / "discriminator") as part:
+        if run.first:
+            save_file(weights, part / "model.safetensors")
 
 
 @dataclass

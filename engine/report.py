@@ -244,17 +244,18 @@ def write_samples(folder: Path, samples: list[tuple]) -> None:
     write(folder / "samples.md", "\n".join(out))
 
 
-def draw_curves(folder: Path, rows: list[dict], validations: list[dict]) -> None:
+def draw_curves(run: Run) -> None:
     """curves.png, the three panels of the paper's figure 5; without matplotlib the numbers stay in metrics.jsonl."""
     try:
         import matplotlib
     except ImportError:
-        print(f"  no curves.png: pip install matplotlib draws it; the numbers are in {folder}/metrics.jsonl")
+        print(f"  no curves.png: pip install matplotlib draws it; the numbers are in {run.path}/metrics.jsonl")
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), constrained_layout=True)
+    rows, validations = loop_rows(run.path), validations_of(run)
     steps = [r["step"] + 1 for r in rows]
     for axis, name, color in zip(axes, ("similarity", "answer"), ("tab:blue", "tab:green"), strict=False):
         y = [r[name] for r in rows]
@@ -271,7 +272,7 @@ def draw_curves(folder: Path, rows: list[dict], validations: list[dict]) -> None
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(png := io.BytesIO(), dpi=110)
     plt.close(figure)
-    write(folder / "curves.png", png.getvalue())
+    write(run.path / "curves.png", png.getvalue())
 
 
 # ------------------------------------------------------------------------------------------------ a run's log
@@ -279,6 +280,18 @@ def loop_rows(run: Path) -> list[dict]:
     """The steps of a run's loop, from metrics.jsonl."""
     rows = [row for _, row in read_jsonl(run / "metrics.jsonl", ("stage",), torn=[])]
     return [r for r in rows if r["stage"] == "ril" and "loss" in r]
+
+
+def validations_of(run: Run) -> list[dict]:
+    """The validations of a run's loop."""
+    return [r for r in run.rows("metrics.jsonl", "ril") if "valid_sampled" in r]
+
+
+def of_the_loop(run: Run) -> dict:
+    """What the summary says of the loop."""
+    rows, best = loop_rows(run.path), max(validations_of(run), key=lambda r: r["valid_sampled"])
+    tokens = sum(r["packed_tokens"] for r in rows)
+    return start_and_end(rows) | dict(packed_tokens=tokens, exported_step=best["step"] + 1)
 
 
 def start_and_end(rows: list[dict]) -> dict[str, float]:
