@@ -112,7 +112,8 @@ def test_verdicts_are_asked_for_once_and_survive_a_torn_line(tmp_path):
         assert jd.Judge(url, cache=cache).verdicts(other, responses) == [1] * 4 + [0] * 8 and len(got) == 17
         jd.Judge(url + "#other", cache=cache).verdicts(questions, responses)
         assert len(got) == 25
-    weak = jd.Judge("rule", judged=0.5, wrong=0.3)
+    weak = jd.Judge("rule")
+    weak.judged, weak.wrong = 0.5, 0.3
     assert weak.verdicts(questions, responses) == weak.verdicts(questions, responses) != expected
 
 
@@ -291,7 +292,8 @@ def test_a_real_server_says_what_stock_generate_says(served, judge_folder):
 def test_judge_and_teacher_work_over_a_real_server(served, tmp_path):
     questions = [data.Question(str(i), (), f"what color is at {i}?", "red") for i in range(2)]
     responses = [ro.Response(q.id, 0, "s", [], "red") for q in questions]
-    judge = jd.Judge(served, cache=tmp_path / "v.jsonl", max_tokens=8)
+    judge = jd.Judge(served, cache=tmp_path / "v.jsonl")
+    judge.max_tokens = 8
     verdicts = judge.verdicts(questions, responses)
     assert len(verdicts) == 2 and set(verdicts) <= {0, 1}
     assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 2

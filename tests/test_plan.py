@@ -9,7 +9,6 @@ import engine.families as families
 import engine.loading as loading
 import engine.memory as memory
 import tools.plan as plan
-import train
 from tests.helpers import SMALL
 
 PUBLISHED = {  # parameters of the published checkpoints
@@ -38,7 +37,7 @@ def test_the_plan_counts_the_parameters_of_the_real_classes(name):
 @pytest.mark.parametrize("flags", ["", "--d-input picture", "--frozen none", "--frozen vision,embeddings,mlp"])
 def test_the_plan_counts_adam_and_gradients_of_trained_parameters_only(name, flags):
     cfg = config.parse(["--student", name, *flags.split()])
-    student = loading.random_meta_model(name).freeze(*train.frozen_parts(cfg))
+    student = loading.random_meta_model(name).freeze(*cfg.frozen_parts)
     players = dict(student=student, D=disc.Discriminator(student, cfg.d_input))
     for who, player in players.items():
         sizes = [(p.numel(), p.requires_grad) for p in player.parameters()]
