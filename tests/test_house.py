@@ -18,8 +18,8 @@ import tiny.world as tiny_world
 
 HOME = Path(__file__).resolve().parent.parent
 LEVELS = """
-    engine.command engine.files data grpo
-    config engine.families engine.served engine.answers tiny.world tiny.models
+    engine.command engine.files engine.answers engine.pictures data grpo
+    config engine.families engine.served tiny.world tiny.models
     model engine.sharding engine.folders engine.loading engine.keys_values engine.lora
     discriminator judge rollout engine.run engine.memory engine.players engine.local engine.asking
     teachers eval tiny.lessons engine.report engine.checks
