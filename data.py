@@ -166,8 +166,8 @@ def split_questions(questions: list[Question]) -> dict[str, list[Question]]:
         part[min((i for i in order if i not in part), key=lambda i: len(groups[i]))] = name
     if (sharing := [len(group) for group in groups if len(group) > 1]) and os.environ.get("RANK", "0") == "0":
         print(
-            f"  {sum(sharing)} of {len(questions)} questions share a picture with another one, in {len(sharing)} groups "
-            f"of up to {max(sharing)}; a group stays in one part"
+            f"  {sum(sharing)} of {len(questions)} questions share a picture with another one, in {len(sharing)} "
+            f"groups of up to {max(sharing)}; a group stays in one part"
         )
     of = {q.id: part.get(i, "train") for i, group in enumerate(groups) for q in group}
     return {name: [q for q in questions if of[q.id] == name] for name in ("train", "valid", "test")}
