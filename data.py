@@ -11,8 +11,9 @@ Python.
 
 import functools
 import hashlib
-import io
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ import numpy as np
 
 from engine.command import UserError
 from engine.files import read_jsonl
+from engine.pictures import hash_pictures, open_picture, picture_hash
 
 if TYPE_CHECKING:  # scoring needs the standard library and numpy alone, so pictures and bars are imported where used
     from PIL import Image
@@ -37,8 +39,8 @@ class Question:
     meta: dict = field(default_factory=dict, hash=False, compare=False)
 
     def pictures(self) -> "list[Image.Image]":
-        """The pictures as RGB. Raises UserError with the question's id when one cannot be read."""
-        return [open_picture(x, self.id) if isinstance(x, str | Path) else x for x in self.images]
+        """The pictures as a person sees them, in RGB. Raises UserError with the question's id for an unreadable one."""
+        return [open_picture(x, self.id) for x in self.images]
 
 
 # ------------------------------------------------------------------------------------------------ seeds and order
@@ -77,29 +79,15 @@ def slices(count: int, size: int) -> list[slice]:
 
 
 # ------------------------------------------------------------------------------------------------ your own questions
-def open_picture(path, who: str) -> "Image.Image":
-    """Read one picture (a path, or its bytes in a BytesIO) completely, as RGB. Raises UserError naming `who` and it."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as a picture ({error})"
-        name = "its picture" if isinstance(path, io.BytesIO) else f"{path}:"
-        raise UserError(f"{who}: {name} {reason}; repair or remove it") from None
-
-
-def load_questions(path: str | Path) -> list[Question]:
+def load_questions(path: str | Path, hashes: Callable = hash_pictures) -> list[Question]:
     """Questions of a JSONL file: id, question, answer, and "image" or "images", which may be absent.
 
     Paths of pictures are relative to the file.
-    Everything is checked before anything runs: each picture is decoded once. Raises UserError that names file and line.
+    Everything is checked before anything runs: a picture that this machine does not know yet is decoded. Raises
+    UserError that names file and line. `hashes` may share the decoding among ranks.
     """
-    from tqdm import tqdm
-
     path, questions, seen = Path(path), [], {}
-    pictures = []
+    pictures: dict[str, str] = {}  # each path, and the line where it stands first
     for where, row in read_jsonl(path, ("id", "question", "answer")):
         for name in ("id", "question", "answer"):
             if isinstance(row[name], int | float) and not isinstance(row[name], bool):
@@ -114,25 +102,72 @@ def load_questions(path: str | Path) -> list[Question]:
         if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
             raise UserError(f"{where}: 'image' must be a path, 'images' a list of paths")
         paths = tuple(str(path.parent / n) for n in names)
-        pictures += [(p, where) for p in paths]
-        kept = {"picture": names[0] if names else row["id"]}  # what the split goes by: the same wherever the file lies
-        questions.append(Question(row["id"], paths, row["question"].strip(), row["answer"].strip(), kept))
-    with ThreadPoolExecutor(8) as pool:
-        for _ in tqdm(pool.map(lambda x: open_picture(*x), pictures), total=len(pictures), desc="pictures", delay=2):
-            pass
+        for p in paths:
+            pictures.setdefault(p, where)
+        questions.append(Question(row["id"], paths, row["question"].strip(), row["answer"].strip()))
+    of = dict(zip(pictures, hashes(list(pictures.items())), strict=True))
+    for q in questions:
+        q.meta["pictures"] = tuple(of[p] for p in q.images)
     return questions
 
 
-def split_questions(questions: list[Question]) -> dict[str, list[Question]]:
-    """{"train", "valid", "test"}: 80 / 10 / 10 % of the pictures (of the questions where there is none), by a hash.
+def contents(question: Question) -> tuple[str, ...]:
+    """What a question is about: the hash of each of its pictures, made where it is unknown; without one, its id."""
+    if "pictures" not in question.meta:
+        question.meta["pictures"] = tuple(map(picture_hash, question.pictures()))
+    return question.meta["pictures"] or (question.id,)
 
-    Questions about one picture stay together, so the held-out questions are about held-out pictures. Raises UserError
-    below three different pictures.
+
+def joined(questions: list[Question]) -> list[list[Question]]:
+    """The questions in groups: two that share a picture are in one group, and so are those that a third one joins."""
+    parent: dict[str, str] = {}
+
+    def root(x: str) -> str:
+        while parent.setdefault(x, x) != x:
+            parent[x] = x = parent[parent[x]]  # halve the way for the next one
+        return x
+
+    for q in questions:
+        first, *others = contents(q)
+        for x in others:
+            parent[root(x)] = root(first)
+    groups = defaultdict(list)
+    for q in questions:
+        groups[root(contents(q)[0])].append(q)
+    return list(groups.values())
+
+
+def split_questions(questions: list[Question]) -> dict[str, list[Question]]:
+    """{"train", "valid", "test"}: 80 / 10 / 10 % of the pictures (of the questions where there is none), by their hash.
+
+    It goes by what is seen, not by names, and questions that share a picture stay together: held-out questions are
+    about held-out pictures. In the order of the hashes, valid and test take groups of such questions, each up to a
+    tenth of the pictures. A group that would make it more, or more than a fifth of the questions, stays in train, so
+    that a picture of most questions starves nobody. Where no group is that small, each takes the smallest left.
+    Raises UserError below three groups.
     """
-    key = {q.id: q.meta["picture"] for q in questions}
-    order = sorted(set(key.values()), key=lambda k: (seed_of("split", k), k))
-    if len(order) < 3:
-        raise UserError(f"{len(order)} different pictures are too few: one each is needed to train, validate and test")
-    held = max(1, len(order) // 10)
-    part = {k: "valid" if i < held else "test" if i < 2 * held else "train" for i, k in enumerate(order)}
-    return {name: [q for q in questions if part[key[q.id]] == name] for name in ("train", "valid", "test")}
+    groups = joined(questions)
+    shown = [{x for q in group for x in contents(q)} for group in groups]
+    if len(groups) < 3:
+        raise UserError(
+            f"{len(groups)} different pictures are too few: one each is needed to train, validate and test, and "
+            "questions that share a picture count as one"
+        )
+    size = [np.array([len(x), len(group)]) for x, group in zip(shown, groups, strict=True)]  # pictures, questions
+    pictures = sum(map(len, shown))
+    room = {name: np.array([max(1, pictures // 10), len(questions) / 5]) for name in ("valid", "test")}
+    order = sorted(range(len(groups)), key=lambda i: min((seed_of("split", x), x) for x in shown[i]))
+    part: dict[int, str] = {}  # of each held-out group
+    for i in order:
+        name = max(room, key=lambda name: room[name][0])  # valid and test in turn
+        if (size[i] <= room[name]).all():
+            part[i], room[name] = name, room[name] - size[i]
+    for name in sorted(room.keys() - set(part.values())):
+        part[min((i for i in order if i not in part), key=lambda i: len(groups[i]))] = name
+    if (sharing := [len(group) for group in groups if len(group) > 1]) and os.environ.get("RANK", "0") == "0":
+        print(
+            f"  {sum(sharing)} of {len(questions)} questions share a picture with another one, in {len(sharing)} "
+            f"groups of up to {max(sharing)}; a group stays in one part"
+        )
+    of = {q.id: part.get(i, "train") for i, group in enumerate(groups) for q in group}
+    return {name: [q for q in questions if of[q.id] == name] for name in ("train", "valid", "test")}

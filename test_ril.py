@@ -73,7 +73,7 @@ def test_your_questions_are_split_by_picture_the_same_in_every_process(tmp_path)
     lines = []
     for i in range(30):
         (tmp_path / f"d{i % 10}").mkdir(exist_ok=True)
-        Image.new("RGB", (20, 20)).save(tmp_path / f"d{i % 10}/img.png")
+        Image.new("RGB", (20, 20), (i % 10,) * 3).save(tmp_path / f"d{i % 10}/img.png")
         lines.append(json.dumps(dict(id=f"q{i}", image=f"d{i % 10}/img.png", question="q", answer="a")))
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
     code = "import data, sys; parts = data.split_questions(data.load_questions(sys.argv[1]))\n"

@@ -32,7 +32,8 @@ from config import is_real
 from data import load_questions, questions_at, seed_of, split_questions
 from engine.command import UserError, one_line
 from engine.files import as_jsonl, read_jsonl, write
-from engine.sharding import all_gather, barrier, rank_and_world, start_ranks
+from engine.pictures import hash_pictures
+from engine.sharding import all_gather, barrier, deal, gather_dealt, rank_and_world, start_ranks
 from tiny.world import world_questions
 
 HOME = Path(__file__).resolve().parent.parent
@@ -66,15 +67,38 @@ def set_up(cfg) -> None:
 # ------------------------------------------------------------------------------------------------ questions
 @functools.lru_cache(maxsize=2)
 def questions_in(file: str, _changed: int) -> list:
-    """The questions of a file, read and checked once."""
-    return load_questions(file)
+    """The questions of a file, read and checked once. A collective: each rank decodes a share of the pictures."""
+    return load_questions(file, hash_dealt)
+
+
+def hash_dealt(pictures: list) -> list[str]:
+    """hash_pictures, dealt to the ranks. A collective: all ranks stop together at a picture that cannot be read."""
+    mine, wrong = [], ""
+    try:
+        mine = hash_pictures(deal(pictures))
+    except UserError as error:
+        wrong = str(error)
+    for message in filter(None, all_gather(wrong)):
+        raise UserError(message)
+    return gather_dealt(mine)
+
+
+@functools.lru_cache(maxsize=2)
+def parts_of(file: str, changed: int) -> dict[str, list]:
+    """The questions of a file, split once."""
+    return split_questions(questions_in(file, changed))
+
+
+def whole_split(cfg) -> dict[str, list]:
+    """All questions of --data: {"train", "valid", "test"}."""
+    return dict(parts_of(cfg.data, Path(cfg.data).stat().st_mtime_ns))
 
 
 def split(cfg) -> dict[str, list]:
     """The run's questions: {"train", "valid", "test"}. The test part is read by the evaluate stage only."""
     sizes = {"train": cfg.pool, "valid": cfg.valid_questions, "test": cfg.test_questions}
     if cfg.data:
-        parts = split_questions(questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns))
+        parts = whole_split(cfg)
         parts["valid"] = sorted(parts["valid"], key=lambda q: seed_of("valid", q.id))[: cfg.valid_questions]
         return {name: part[: sizes[name]] for name, part in parts.items()} if cfg.pilot else parts
     cell = 112 if is_real(cfg.student) else 14  # pixels of a cell: 336 x 336 for a real student
@@ -106,11 +130,13 @@ FREE = "stage resume name keep checkpoint_every threads offload gpus gpu_memory"
 
 
 def settings_of(cfg) -> dict:
-    """Every setting of a run, and a hash of each file that one of them names."""
+    """Every setting of a run, a hash of each file that one of them names, and a hash of the split of --data."""
     out = dataclasses.asdict(cfg)
     for name in ("data", "teachers_file", "sft_data"):
         file = getattr(cfg, name)
         out[f"{name}_hash"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
+    if cfg.data:  # the split goes by the pictures, which data_hash does not cover
+        out["split_hash"] = f"{seed_of([(name, q.id) for name, part in whole_split(cfg).items() for q in part]):016x}"
     return out
 
 

@@ -25,10 +25,11 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from data import open_picture, seed_of
+from data import seed_of
 from engine.answers import AnswerLog
 from engine.command import Flags, UserError, run_command
 from engine.files import as_jsonl, read_jsonl, write
+from engine.pictures import as_seen, open_picture
 from engine.served import Server
 from eval import boot_means, greedy_answers, load_student, mean, middle, wilson
 
@@ -60,6 +61,10 @@ RULES = ("2025-10", "head")  # the toolkit's rules of October 2025, and its newe
 
 
 PROMPTS = ("kit", "direct", "bare")
+
+
+# as a person sees a picture; as the toolkit does: transparency dropped, EXIF ignored, 16 bits cut off at 255
+VIEWS = {"seen": as_seen, "kit": lambda picture: picture.convert("RGB")}
 
 
 LETTER = "Answer directly with the option letter from the given choices. "
@@ -159,9 +164,9 @@ class Table:
         tab = self.path.suffix == ".tsv"
         return self.row(next(csv.reader(io.StringIO(text, newline=""), delimiter="\t")) if tab else text)["image"]
 
-    def pictures(self, index: str) -> list:
-        """A row's pictures (PIL, RGB): its cell holds base64, a path beside the file, a list of either, or the index of
-        the row that has them. Raises UserError naming file and row.
+    def pictures(self, index: str, view: str = "seen") -> list:
+        """A row's pictures (PIL, RGB) in a view of VIEWS: its cell holds base64, a path beside the file, a list of
+        either, or the index of the row that has them. Raises UserError naming file and row.
         """
         cell, out = self.cell(index), []
         cell = self.cell(cell) if isinstance(cell, str) and cell in self.places else cell
@@ -171,7 +176,7 @@ class Table:
                 source = io.BytesIO()  # no base64: an empty file, which cannot be read either
                 with contextlib.suppress(ValueError):
                     source = io.BytesIO(base64.b64decode(one.rpartition("base64,")[2]))
-            out.append(open_picture(source, f"{self.path}: row {index}"))
+            out.append(open_picture(source, f"{self.path}: row {index}", VIEWS[view]))
         return out
 
 
@@ -602,7 +607,7 @@ def encode_rows(student, table: Table, rows: list[dict], settings: dict) -> tupl
     prompts, errors, limit = {}, {}, student.hf.config.get_text_config().max_position_embeddings
     for row in rows:
         try:
-            pictures = table.pictures(row["index"])
+            pictures = table.pictures(row["index"], settings["view"])
             shown, texts = prompt_of(table.name, row, len(pictures), settings["prompt"], settings["suffix"])
             prompt = student.encoder.encode([pictures[k] for k in shown], texts)
             if len(prompt.ids) >= limit:
@@ -672,7 +677,8 @@ def ask_benchmarks(args, tables: list[Table], folder: Path) -> None:
 
     began, kept, (student, dtype) = time.time(), folder / "settings.json", load_student(args)
     settings = dict(weights=weights_hash(student), pictures=limit_pictures(student, args), prompt=args.prompt)
-    settings |= dict(suffix=args.suffix, max_new_tokens=args.max_new_tokens, dtype=dtype, decoding="greedy")
+    settings |= dict(view=args.pictures, suffix=args.suffix, max_new_tokens=args.max_new_tokens)
+    settings |= dict(dtype=dtype, decoding="greedy")
     before = json.loads(kept.read_text()) if kept.is_file() else settings
     if before != settings:
         count = sum(path.read_bytes().count(b"\n") for path in folder.glob("preds.*.jsonl"))
@@ -884,6 +890,7 @@ def main(argv: list[str] | None = None, judge=None) -> None:
     parser.add_argument("--rules", default="2025-10", choices=RULES, help="whose scoring [2025-10]")
     parser.add_argument("--prompt", default="kit", choices=PROMPTS, help="prompt style [kit]")
     parser.add_argument("--suffix", default="", help="text behind every prompt, such as the one of training")
+    parser.add_argument("--pictures", default="seen", choices=VIEWS, help="as a person or the toolkit sees them [seen]")
     parser.add_argument("--min-pixels", type=int, default=0, help="a picture's [as in training]")
     parser.add_argument("--max-pixels", type=int, default=0, help="a picture's [as in training]")
     parser.add_argument("--max-tiles", type=int, default=0, help="a picture's [as in training]")
