@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.command import UserError
-from engine.files import read_jsonl
+from engine.files import read_jsonl, text_field
 
 if TYPE_CHECKING:  # scoring needs the standard library and numpy alone, so pictures and bars are imported where used
     from PIL import Image
@@ -90,6 +90,23 @@ def open_picture(path, who: str) -> "Image.Image":
         raise UserError(f"{who}: {name} {reason}; repair or remove it") from None
 
 
+SIGN = "<image>"  # other formats mark the place of a picture so
+
+
+def check_question(row: dict) -> None:
+    """Trim a line's texts, make `images` a list; `sign`: whether SIGN was taken out. Raises ValueError."""
+    row["sign"] = isinstance(row["question"], str) and SIGN in row["question"]
+    if row["sign"]:
+        row["question"] = row["question"].replace(SIGN, "")
+    row |= {name: text_field(row, name) for name in ("id", "question", "answer")}
+    if "image" in row and "images" in row:
+        raise ValueError("both 'image' and 'images' are given; give one of the two")
+    names = row.get("images", row.get("image", []))
+    row["images"] = [names] if isinstance(names, str) else names
+    if not isinstance(row["images"], list) or not all(isinstance(n, str) and n for n in row["images"]):
+        raise ValueError("'image' must be a path, 'images' a list of paths; leave both out where there is no picture")
+
+
 def load_questions(path: str | Path) -> list[Question]:
     """Questions of a JSONL file: id, question, answer, and "image" or "images", which may be absent.
 
@@ -98,25 +115,20 @@ def load_questions(path: str | Path) -> list[Question]:
     """
     from tqdm import tqdm
 
-    path, questions, seen = Path(path), [], {}
+    path, questions, seen, signs = Path(path), [], {}, 0
     pictures = []
-    for where, row in read_jsonl(path, ("id", "question", "answer")):
-        for name in ("id", "question", "answer"):
-            if isinstance(row[name], int | float) and not isinstance(row[name], bool):
-                row[name] = str(row[name])
-            if not isinstance(row[name], str) or not row[name].strip():
-                raise UserError(f"{where}: field {name!r} is empty or not text; give it a text")
+    for where, row in read_jsonl(path, ("id", "question", "answer"), check=check_question):
         if row["id"] in seen:
             raise UserError(f"{where}: id {row['id']!r} stands already at {seen[row['id']]}; ids must differ")
         seen[row["id"]] = where
-        names = row.get("images", row.get("image", []))
-        names = [names] if isinstance(names, str) else names
-        if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
-            raise UserError(f"{where}: 'image' must be a path, 'images' a list of paths")
+        names = row["images"]
         paths = tuple(str(path.parent / n) for n in names)
         pictures += [(p, where) for p in paths]
         kept = {"picture": names[0] if names else row["id"]}  # what the split goes by: the same wherever the file lies
-        questions.append(Question(row["id"], paths, row["question"].strip(), row["answer"].strip(), kept))
+        questions.append(Question(row["id"], paths, row["question"], row["answer"], kept))
+        signs += row["sign"]
+    if signs:
+        print(f"  WARNING: {path}: {SIGN} is taken out of {signs} questions: pictures stand before the text here")
     with ThreadPoolExecutor(8) as pool:
         for _ in tqdm(pool.map(lambda x: open_picture(*x), pictures), total=len(pictures), desc="pictures", delay=2):
             pass

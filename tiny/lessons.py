@@ -10,12 +10,12 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from data import load_questions, questions_at, seed_of, slices
+from data import questions_at, seed_of, slices
 from engine.command import UserError
 from engine.families import FULL
 from engine.loading import find_folder, save
 from engine.players import adamw, load_sharded, total, update
-from engine.run import HOME, Checkpoints, Run, split
+from engine.run import HOME, Checkpoints, Run, questions_in, split
 from engine.sharding import barrier, deal, dealt, new_folder, rank_and_world
 from grpo import sft_loss
 from model import VLM, pack, shared_prefix
@@ -80,7 +80,7 @@ def own_lessons(vlm: VLM, questions: list, step: int, seed: int, count: int):
 
 def sft_questions(cfg: Config) -> list:
     """The lines of --sft-data, without those about held-out questions or pictures of --data; [] without the flag."""
-    lines = load_questions(cfg.sft_data) if cfg.sft_data else []
+    lines = questions_in(cfg.sft_data) if cfg.sft_data else []
     parts = split(cfg) if lines and cfg.data else {"valid": [], "test": []}
     held = parts["valid"] + parts["test"]
     names = {Path(p).resolve() for q in held for p in q.images} | {q.id for q in held}
