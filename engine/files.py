@@ -71,7 +71,7 @@ def parse_line(line: str, strict: bool = False) -> dict:
 def text_field(row: dict, name: str) -> str:
     """A field as text without blanks around it; a number as text, 7.0 as 7. Raises ValueError for anything else."""
     value = row[name]
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # NaN is no text
         value = str(int(value) if isinstance(value, float) and value.is_integer() else value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"field {name!r} is empty or not text; give it a text")

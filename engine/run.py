@@ -65,21 +65,16 @@ def set_up(cfg) -> None:
 
 # ------------------------------------------------------------------------------------------------ questions
 @functools.lru_cache(maxsize=2)
-def questions_once(file: str, _changed: int) -> list:
-    """load_questions, once per state of the file."""
-    return load_questions(file)
-
-
-def questions_in(file: str) -> list:
+def questions_in(file: str, _changed: int) -> list:
     """The questions of a file, read and checked once."""
-    return questions_once(file, Path(file).stat().st_mtime_ns if Path(file).is_file() else 0)
+    return load_questions(file)
 
 
 def split(cfg) -> dict[str, list]:
     """The run's questions: {"train", "valid", "test"}. The test part is read by the evaluate stage only."""
     sizes = {"train": cfg.pool, "valid": cfg.valid_questions, "test": cfg.test_questions}
     if cfg.data:
-        parts = split_questions(questions_in(cfg.data))
+        parts = split_questions(questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns))
         parts["valid"] = sorted(parts["valid"], key=lambda q: seed_of("valid", q.id))[: cfg.valid_questions]
         return {name: part[: sizes[name]] for name, part in parts.items()} if cfg.pilot else parts
     cell = 112 if is_real(cfg.student) else 14  # pixels of a cell: 336 x 336 for a real student

@@ -18,6 +18,9 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from engine.command import UserError, one_line
 from engine.files import SURROGATE
 
+# what reading an answer of another form raises
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
 
 # ------------------------------------------------------------------------------------------------ a served model
 def chat_message(text: str, pictures: Iterable = ()) -> dict:
@@ -86,15 +89,7 @@ class Server:
                     raise UserError(f"{self.url}: refuses the request: {one_line(error)}; {fix}") from None
                 asked = error.headers.get("Retry-After") or ""
                 pause, said = max(pause, min(float(asked), 600) if asked.isdigit() else 0), one_line(error)
-            except (
-                OSError,
-                http.client.HTTPException,
-                ValueError,
-                LookupError,
-                TypeError,
-                AttributeError,
-                RecursionError,
-            ) as error:
+            except (OSError, http.client.HTTPException, *MALFORMED) as error:
                 said = f"{type(error).__name__}: {one_line(error)}"
             if attempt < self.tries - 1:
                 if attempt > 1:  # the first two failures are common and not worth a line

@@ -80,7 +80,7 @@ def own_lessons(vlm: VLM, questions: list, step: int, seed: int, count: int):
 
 def sft_questions(cfg: Config) -> list:
     """The lines of --sft-data, without those about held-out questions or pictures of --data; [] without the flag."""
-    lines = questions_in(cfg.sft_data) if cfg.sft_data else []
+    lines = questions_in(cfg.sft_data, Path(cfg.sft_data).stat().st_mtime_ns) if cfg.sft_data else []
     parts = split(cfg) if lines and cfg.data else {"valid": [], "test": []}
     held = parts["valid"] + parts["test"]
     names = {Path(p).resolve() for q in held for p in q.images} | {q.id for q in held}

@@ -38,7 +38,7 @@ def select(run: Run, score: str, keep: int) -> None:
     the student does not); pass-rate: the student's share of right answers, kept where it is neither 0 nor 1.
     """
     cfg = run.cfg
-    questions = questions_in(cfg.data)
+    questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns)
     known = AnswerLog(run.path / "scores.jsonl", "question", writes=run.first)
     student = load_replica(run, cfg.student)
     teacher = teacher_model(teacher_folder(cfg.teacher_names[0]), run) if score == "log-prob" else None
