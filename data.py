@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.command import UserError
-from engine.files import read_jsonl
+from engine.files import read_jsonl, text_field
 from engine.pictures import hash_pictures, open_picture, picture_hash
 
 if TYPE_CHECKING:  # scoring needs the standard library and numpy alone, so pictures and bars are imported where used
@@ -79,6 +79,23 @@ def slices(count: int, size: int) -> list[slice]:
 
 
 # ------------------------------------------------------------------------------------------------ your own questions
+SIGN = "<image>"  # other formats mark the place of a picture so
+
+
+def check_question(row: dict) -> None:
+    """Trim a line's texts, make `images` a list; `sign`: whether SIGN was taken out. Raises ValueError."""
+    row["sign"] = isinstance(row["question"], str) and SIGN in row["question"]
+    if row["sign"]:
+        row["question"] = row["question"].replace(SIGN, "")
+    row |= {name: text_field(row, name) for name in ("id", "question", "answer")}
+    if "image" in row and "images" in row:
+        raise ValueError("both 'image' and 'images' are given; give one of the two")
+    names = row.get("images", row.get("image", []))
+    row["images"] = [names] if isinstance(names, str) else names
+    if not isinstance(row["images"], list) or not all(isinstance(n, str) and n for n in row["images"]):
+        raise ValueError("'image' must be a path, 'images' a list of paths; leave both out where there is no picture")
+
+
 def load_questions(path: str | Path, hashes: Callable = hash_pictures) -> list[Question]:
     """Questions of a JSONL file: id, question, answer, and "image" or "images", which may be absent.
 
@@ -86,25 +103,19 @@ def load_questions(path: str | Path, hashes: Callable = hash_pictures) -> list[Q
     Everything is checked before anything runs: a picture that this machine does not know yet is decoded. Raises
     UserError that names file and line. `hashes` may share the decoding among ranks.
     """
-    path, questions, seen = Path(path), [], {}
+    path, questions, seen, signs = Path(path), [], {}, 0
     pictures: dict[str, str] = {}  # each path, and the line where it stands first
-    for where, row in read_jsonl(path, ("id", "question", "answer")):
-        for name in ("id", "question", "answer"):
-            if isinstance(row[name], int | float) and not isinstance(row[name], bool):
-                row[name] = str(row[name])
-            if not isinstance(row[name], str) or not row[name].strip():
-                raise UserError(f"{where}: field {name!r} is empty or not text; give it a text")
+    for where, row in read_jsonl(path, ("id", "question", "answer"), check=check_question):
         if row["id"] in seen:
             raise UserError(f"{where}: id {row['id']!r} stands already at {seen[row['id']]}; ids must differ")
         seen[row["id"]] = where
-        names = row.get("images", row.get("image", []))
-        names = [names] if isinstance(names, str) else names
-        if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
-            raise UserError(f"{where}: 'image' must be a path, 'images' a list of paths")
-        paths = tuple(str(path.parent / n) for n in names)
+        paths = tuple(str(path.parent / n) for n in row["images"])
         for p in paths:
             pictures.setdefault(p, where)
-        questions.append(Question(row["id"], paths, row["question"].strip(), row["answer"].strip()))
+        questions.append(Question(row["id"], paths, row["question"], row["answer"]))
+        signs += row["sign"]
+    if signs:
+        print(f"  WARNING: {path}: {SIGN} is taken out of {signs} questions: pictures stand before the text here")
     of = dict(zip(pictures, hashes(list(pictures.items())), strict=True))
     for q in questions:
         q.meta["pictures"] = tuple(of[p] for p in q.images)

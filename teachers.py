@@ -15,9 +15,9 @@ from config import SAMPLES, TEMPERATURE
 from data import seed_of
 from engine.answers import AnswerLog
 from engine.asking import own_answers, served_answers
-from engine.command import UserError
+from engine.command import UserError, some
 from engine.families import FULL
-from engine.files import as_jsonl, read_jsonl
+from engine.files import as_jsonl, read_jsonl, text_field
 from engine.folders import family_of
 from engine.loading import find_folder
 from engine.players import judge_of
@@ -58,7 +58,7 @@ def ask_teacher(name: str, url: str, questions: list, run: Run, samples: dict | 
     samples = samples or {q.id: run.cfg.teacher_samples for q in questions}
     wanted = [(q, i) for q in questions for i in range(samples[q.id])]
     path = run.path / f"teachers-{name.replace('/', '-')}.part.jsonl"
-    known = AnswerLog(path, "question", "index", writes=run.first)
+    known = AnswerLog(path, "question", "index", writes=run.first, check=check_response)
     missing = [(q, i) for q, i in wanted if (q.id, i) not in known]
     bar = dict(desc=f"teacher {name}", total=len(missing), delay=2, disable=not run.first)
     if url:  # rank 0 asks the server, the others wait
@@ -67,15 +67,24 @@ def ask_teacher(name: str, url: str, questions: list, run: Run, samples: dict | 
     elif missing:
         known.add(tqdm(own_answers(name, teacher_folder(name), missing, samples, run), **bar))
     barrier()
-    known = AnswerLog(path, "question", "index", writes=False)  # every rank reads what rank 0 wrote
+    known = AnswerLog(path, "question", "index", writes=False, check=check_response)  # all read what rank 0 wrote
     rows = [known[q.id, i] for q, i in wanted]
     return [Response(r["question"], r["index"], name, [], r["text"], r["finished"]) for r in rows]
+
+
+def check_response(row: dict) -> None:
+    """Bring a response's question and teacher into the form of ids. Raises ValueError for a field of another type."""
+    row |= {name: text_field(row, name) for name in ("question", "teacher") if name in row}
+    if not isinstance(row.get("text"), str):
+        raise ValueError("field 'text' is not text; give what the teacher said")
+    if not isinstance(row.get("finished", True), bool):
+        raise ValueError("field 'finished' must be true, or false where the response was cut off")
 
 
 def responses_in(file: Path, name: str, samples: dict) -> list[Response]:
     """The first samples[id] responses of a teacher to each question, from a cache file that may have fewer."""
     count, mine = collections.Counter(), []
-    for _, row in read_jsonl(file, ("question", "teacher", "text")):
+    for _, row in read_jsonl(file, ("question", "teacher", "text"), check=check_response):
         question, index = row["question"], count[row["question"]]
         if row["teacher"] == name and index < samples.get(question, 0):
             mine.append(Response(question, index, name, [], row["text"], row.get("finished", True)))
@@ -105,8 +114,6 @@ def teachers(run: Run) -> None:
             mine = responses_in(file, name, samples)
         answered = {r.question for r in mine}
         missing = [q for q in questions if q.id not in answered]
-        if cfg.teachers_file and not mine:
-            raise UserError(f"{file}: no response of {name!r} to any training question; correct --teachers or it")
         if missing and not cfg.teachers_file:
             mine += ask_teacher(name, url, missing, run, samples)
         got += mine
@@ -130,9 +137,9 @@ def whole_responses(run: Run, encoder: Encoder, questions: list) -> dict[str, di
 
     Responses that are cut off, empty or too long for the student are skipped; their count is printed.
     """
-    cfg, file, cut = run.cfg, run.path / "teachers.jsonl", 0
+    cfg, file, cut, wrong = run.cfg, run.path / "teachers.jsonl", 0, []
     of: dict[str, dict[str, list]] = {q.id: {name: [] for name in cfg.teacher_names} for q in questions}
-    for where, row in read_jsonl(file, ("question", "teacher", "text", "verdict")):
+    for where, row in read_jsonl(file, ("question", "teacher", "text", "verdict"), wrong, check_response):
         if row["teacher"] not in cfg.teacher_names:
             raise UserError(f"{where}: teacher {row['teacher']!r} is not among --teachers {cfg.teachers}")
         text = encoder.clean(row["text"])
@@ -142,11 +149,12 @@ def whole_responses(run: Run, encoder: Encoder, questions: list) -> dict[str, di
         elif row["question"] in of:
             found = of[row["question"]][row["teacher"]]
             found.append((Response(row["question"], len(found), row["teacher"], ids, text), row["verdict"]))
+    if wrong:
+        print(f"  WARNING: {len(wrong)} lines cannot be used and are left out: {some(wrong)}")
     if cut:
         print(f"  {cut} teacher responses are left out: cut off, empty, or over {cfg.max_new_tokens} tokens")
     if none := [q for q, found in of.items() if not any(found.values())]:
-        some = ", ".join(map(repr, none[:5])) + ", ..." * (len(none) > 5)
-        print(f"  {len(none)} questions are left out, no teacher has a whole response to them: {some}")
+        print(f"  {len(none)} questions are left out, no teacher has a whole response to them: {some(none)}")
     return of
 
 

@@ -380,7 +380,7 @@ def run_all(cfg: Config, command: list[str]) -> Run:
     encoder = check_players(cfg)
     for difference in unlike_the_paper(cfg):
         print(difference)
-    if cfg.data:
+    if cfg.data or cfg.sft_data:
         check_questions(cfg, encoder)
     before = () if cfg.stage in ("all", "teachers") else STAGES[: STAGES.index(cfg.stage)]
     for earlier in (name for name in stages_of(cfg) if name in before):

@@ -4,7 +4,7 @@ Verdicts of a judge, responses of a teacher, scores of questions and answers to 
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import itemgetter
 from pathlib import Path
 
@@ -24,16 +24,17 @@ class AnswerLog(dict):
     """{key: row} of a JSON-lines file; rows that are added are appended to it. Without a path: in memory only.
 
     names: the fields that make a row's key (several: a tuple). writes: whether this rank appends added rows. Several
-    ranks may append to one file, because a row is a single write at its end.
+    ranks may append to one file, because a row is a single write at its end. check: as in read_jsonl; a bad line is as
+    if it were not there.
     """
 
-    def __init__(self, path: Path | None, *names: str, writes: bool = True):
+    def __init__(self, path: Path | None, *names: str, writes: bool = True, check: Callable | None = None):
         super().__init__()
         self.path, self.key_of = path if writes else None, itemgetter(*names)
         if self.path:
             cut_torn_line(self.path)
         if path:
-            self.update((self.key_of(row), row) for _, row in read_jsonl(path, names, torn=[]))
+            self.update((self.key_of(row), row) for _, row in read_jsonl(path, names, [], check))
 
     def add(self, rows: Iterable[dict]) -> None:
         """Store rows; each is written to the file before the next one is taken from the iterable."""

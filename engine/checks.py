@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from config import Config, is_real
-from engine.command import UserError
+from engine.command import UserError, some
 from engine.families import FULL, JUDGES
 from engine.files import read_jsonl
 from engine.loading import load, meta_language_model, meta_model, random_meta_model
@@ -16,7 +16,8 @@ from engine.served import Server, is_url
 from engine.sharding import all_gather, deal, rank_and_world
 from judge import known_judge
 from model import Encoder
-from teachers import teacher_folder
+from teachers import check_response, teacher_folder
+from tiny.lessons import sft_questions
 from tiny.models import TINY
 
 
@@ -25,9 +26,8 @@ def check_players(cfg: Config) -> Encoder | None:
 
     Raises UserError that names the first player that cannot be used.
     """
-    files = ((cfg.teachers_file, ("question", "teacher", "text")), (cfg.sft_data, ("id", "question", "answer")))
-    for file, fields in filter(lambda x: x[0], files):
-        read_jsonl(file, fields)
+    if cfg.teachers_file:
+        check_teachers_file(cfg)
     cached = (Path("runs") / cfg.name / "teachers.jsonl").exists()
     for name in cfg.teachers.split(",") if cfg.teacher_use != "none" else ():
         if "=" in name:
@@ -42,19 +42,57 @@ def check_players(cfg: Config) -> Encoder | None:
             cfg.judge, meta_language_model(cfg.judge, torch.bfloat16, cfg.random_weights and cfg.judge in JUDGES)[1]
         )
     if cfg.student in TINY:
-        return load(cfg.student).encoder if cfg.data else None
+        return load(cfg.student).encoder if cfg.data or cfg.sft_data else None
     return (random_meta_model if cfg.random_weights and cfg.student in FULL else meta_model)(cfg.student).encoder
+
+
+def questions_of(file: str) -> list:
+    """The questions of a file, read and checked once. Raises UserError, for a missing file too."""
+    return questions_in(file, Path(file).stat().st_mtime_ns if Path(file).is_file() else 0)
+
+
+def check_teachers_file(cfg: Config) -> None:
+    """Match --teachers-file with the training questions; lines that will not be read are counted, by why.
+
+    Raises UserError for a line that cannot be used, and for a teacher without a response to any training question.
+    """
+    file, names = cfg.teachers_file, cfg.teacher_names
+    rows = [row for _, row in read_jsonl(file, ("question", "teacher", "text"), check=check_response)]
+    if cfg.teacher_use == "none":
+        return
+    known = {q.id for q in questions_of(cfg.data)} if cfg.data else set()
+    parts = split(cfg)
+    known |= {q.id for part in parts.values() for q in part}
+    train = {q.id for q in parts["train"]}
+    answered = {row["teacher"] for row in rows if row["question"] in train}
+    if none := [name for name in names if name != "reference" and name not in answered]:
+        theirs, asked = some(row["teacher"] for row in rows), some(row["question"] for row in rows)
+        raise UserError(
+            f"{file}: no response of {none[0]!r} to any training question; its teachers are {theirs}, its questions "
+            f"{asked}; the training questions are {some(sorted(train))}: correct --teachers or the file"
+        )
+    others = [row["teacher"] for row in rows if row["teacher"] not in names]
+    mine = [row["question"] for row in rows if row["teacher"] in names]
+    strange = [q for q in mine if q not in known]
+    held = sum(q in known and q not in train for q in mine)
+    for count, why in (
+        (len(others), f"are of teachers that --teachers does not name: {some(others)}"),
+        (held, "are about questions outside the training part"),
+        (len(strange), f"are about questions that are not in the data: {some(strange)}"),
+    ):
+        if count:
+            print(f"  {file}: {count} of {len(rows)} lines are not read, they {why}")
 
 
 def check_questions(cfg: Config, encoder: Encoder) -> None:
     """Read and encode every question before anything is written: bad input leaves no trace. All ranks stop together."""
-    questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns if Path(cfg.data).is_file() else 0)
-    wrong = ""
+    questions, wrong = [q for file in (cfg.data, cfg.sft_data) if file for q in questions_of(file)], ""
     encoder.limit_pictures(cfg.image_tokens)
     try:
         for q in tqdm(deal(questions), "questions", delay=2, disable=rank_and_world()[0] > 0):
             encoder.encode_question(q)
         split(cfg)
+        sft_questions(cfg)
     except UserError as error:
         wrong = str(error)
     for message in filter(None, all_gather(wrong)):

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -15,6 +16,12 @@ class UserError(Exception):
 def one_line(error: Exception, line: int = 0) -> str:
     """One line of what an error of a library says, in at most 200 characters."""
     return (str(error).strip() or repr(error)).splitlines()[line][:200]
+
+
+def some(names: Iterable) -> str:
+    """At most five different ones of many names, quoted, for a message."""
+    different = list(dict.fromkeys(names))
+    return ", ".join(map(repr, different[:5])) + ", ..." * (len(different) > 5)
 
 
 class Flags(argparse.ArgumentParser):

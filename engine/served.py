@@ -16,6 +16,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 from engine.command import UserError, one_line
+from engine.files import SURROGATE
+
+# what reading an answer of another form raises
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 # ------------------------------------------------------------------------------------------------ a served model
@@ -85,7 +89,7 @@ class Server:
                     raise UserError(f"{self.url}: refuses the request: {one_line(error)}; {fix}") from None
                 asked = error.headers.get("Retry-After") or ""
                 pause, said = max(pause, min(float(asked), 600) if asked.isdigit() else 0), one_line(error)
-            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
+            except (OSError, http.client.HTTPException, *MALFORMED) as error:
                 said = f"{type(error).__name__}: {one_line(error)}"
             if attempt < self.tries - 1:
                 if attempt > 1:  # the first two failures are common and not worth a line
@@ -102,7 +106,7 @@ class Server:
         fields = {"model": self.name_model(), "max_tokens": max_tokens, "temperature": temperature}
         fields = {name: value for name, value in fields.items() if value != ""}
         waiting = zip(itertools.count(), chats, itertools.repeat(None) if seeds is None else seeds, strict=False)
-        running, failed = {}, None
+        running, failed, mended = {}, None, 0
         with ThreadPoolExecutor(self.in_flight) as pool:
             while True:
                 try:
@@ -117,7 +121,14 @@ class Server:
                     i, error = running.pop(done), done.exception()
                     failed = failed or error
                     if error is None:
-                        yield i, *done.result()
+                        text, reason = done.result()
+                        whole = SURROGATE.sub("\ufffd", text)  # half of a character could be written to no file
+                        mended += whole != text
+                        yield i, whole, reason
+        if mended:
+            print(
+                f"  WARNING: {self.url}: {mended} answers held half of a character; U+FFFD replaces it", file=sys.stderr
+            )
         if failed:
             raise failed
 

@@ -16,7 +16,7 @@ def test_a_torn_line_is_refused_in_a_users_file_and_left_out_of_a_log(tmp_path):
     found = files.read_jsonl(file, ("a",), torn)
     assert found == [(f"{file}:1", {"a": 1}), (f"{file}:6", {"a": "line\u2028end"})]
     assert torn == [f"{file}:{n}" for n in (3, 4, 5, 7)]  # the last one has no newline, so more may have been meant
-    with pytest.raises(UserError, match="x.jsonl:3: not JSON .*; one object a line"):
+    with pytest.raises(UserError, match="x.jsonl:3: not UTF-8 text; save the file as UTF-8"):
         files.read_jsonl(file)
     file.write_text('{"a": 1}\n{"a": 2}')
     assert [row["a"] for _, row in files.read_jsonl(file, ("a",))] == [1, 2]  # editors leave the last newline out

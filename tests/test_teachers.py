@@ -154,7 +154,7 @@ def test_responses_from_a_file_fill_in_for_a_teacher_that_has_too_few(straight, 
     flags[flags.index("a,b")] = "a,c"
     with pytest.raises(UserError, match="said.jsonl: no response of 'c' to any training question"):
         command(tmp_path, *flags, "--student", str(straight / "sft"), "--no-resume")
-    assert not (tmp_path / "runs/f/teachers.jsonl").exists()  # mended, the same command goes on
+    assert (tmp_path / "runs/f/summary.json").exists()  # found before --no-resume deletes the run
     (tmp_path / "said.jsonl").write_text(json.dumps(lines[0] | dict(teacher="c")) + "\n" + json.dumps(lines[0])[:-9])
     with pytest.raises(UserError, match="said.jsonl:2: not JSON"):
         checks.check_players(config.parse(flags))

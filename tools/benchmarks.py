@@ -28,7 +28,7 @@ import numpy as np
 from data import seed_of
 from engine.answers import AnswerLog
 from engine.command import Flags, UserError, run_command
-from engine.files import as_jsonl, read_jsonl, write
+from engine.files import as_jsonl, parse_line, read_jsonl, write
 from engine.pictures import as_seen, open_picture
 from engine.served import Server
 from eval import boot_means, greedy_answers, load_student, mean, middle, wilson
@@ -148,7 +148,7 @@ class Table:
         """The row that a line of JSON or a list of cells holds. Raises ValueError for a torn one."""
         if isinstance(record, list) and len(record) != len(self.header):
             raise ValueError(f"torn, {len(record)} of {len(self.header)} cells")
-        row = json.loads(record) if isinstance(record, str) else dict(zip(self.header, record, strict=True))
+        row = parse_line(record) if isinstance(record, str) else dict(zip(self.header, record, strict=True))
         if "image_path" in row and "image" not in row:
             row["image"] = row.pop("image_path")
         return row
@@ -200,7 +200,7 @@ def read_table(path: str | Path) -> Table:
     def lines(file):
         for line in iter(file.readline, b""):  # so that file.tell() is the end of the line
             digest.update(line)
-            yield line.decode("utf-8-sig", "replace")
+            yield line.decode("utf-8-sig", "surrogateescape" if table.path.suffix == ".jsonl" else "replace")
 
     try:
         with table.path.open("rb") as file:
@@ -229,7 +229,7 @@ def read_table(path: str | Path) -> Table:
                 table.places[index] = picture if isinstance(record, dict) else (start, end - start)
                 cell = str(picture)  # another row's index, or what is to be seen
                 table.twin[index] = table.twin.get(cell) or seen.setdefault(hash(cell), index)
-    except (csv.Error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (csv.Error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{table.path}: not a benchmark file ({type(error).__name__}: {error})") from None
     if not table.rows:
         raise UserError(f"{table.path}: no rows; {'; '.join(table.wrong[:3]) or 'the file is empty'}")
