@@ -1,48 +1,58 @@
 """One way of writing: what a model wrote, as plain text that can be compared. The standard library alone.
 
 Thoughts, tags and Markdown go; LaTeX is unwrapped; numbers, fractions, dates and times get one form; Chinese words that
-frame an answer become English; so do set phrases ("by no means"), which engine/rule.py then knows by one word.
+frame an answer become English; set phrases become the one word for them that engine/rule.py knows ("by no means": not).
 """
 
 import re
 import unicodedata
 
 
-def table(*rows: tuple) -> list[tuple]:
-    """Rows of (pattern, replacement), compiled."""
-    return [(re.compile(pattern, re.MULTILINE), new) for pattern, new in rows]
+def table(cue: str, *rows: tuple) -> tuple:
+    """Rows of (pattern, replacement) for a text in which the pattern `cue` is found: one fast look before slow ones."""
+    return re.compile(cue), [(re.compile(pattern, re.MULTILINE), new) for pattern, new in rows]
 
 
-def rewritten(text: str, rows: list[tuple]) -> str:
-    """The text after every row's replacement, one after the other."""
-    for pattern, new in rows:
-        text = pattern.sub(new, text)
+def rewritten(text: str, rules: tuple) -> str:
+    """The text after every row of a table, one after the other."""
+    cue, rows = rules
+    if cue.search(text):
+        for pattern, new in rows:
+            text = pattern.sub(new, text)
     return text
 
 
-# ------------------------------------------------------------------------------------------------ LaTeX and markup
-SYMBOLS = {"times": "×", "cdot": "×", "approx": "=", "pi": "π", "pm": "±", "left": "", "right": "", "to": ",", "angle": ""}
+# ------------------------------------------------------------------------------------------------ markup
+THOUGHT = re.compile(r"</(?:think\w*|reason\w*|thought)>")
+CHARACTERS = str.maketrans(dict(zip("−–’‘“”⁄。，、；…≈→⋅✓", "--''\"\"/.,,;.=,· ", strict=True)) | {"—": " : "})
+SUPERSCRIPT = table(r"[^\x00-\x7f]", (r"([¼½¾⅐-⅞])", r" \1"), (r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+)", r"^\1"))
+TAGS = table("<", (r"<answer>", " answer: "), (r"</?\w+>|<\|.{0,40}?\|>", " "))
+SYMBOLS = dict(times="×", cdot="×", approx="=", pi="π", pm="±", left="", right="", to=",", angle="")
 LATEX = table(
+    r"[\\$]",
+    (r"\\(?:begin|end)\{\w+\*?\}|(?<!\\)&", " "),
+    (r"\\\\\s*(?==)", " "),
+    (r"\\\\", "\n"),
+    (r"(?<=\d)\\[dtc]?frac", r" \\frac"),  # a mixed number
     (r"\$\$|\\[()\[\],;:! ]|\\q?quad\b|~", " "),
     (r"\\%", "%"),
     (r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b", "°"),
     (r"\\\$", "usd "),
     (r"\$([^$\n]{0,300}[^$\s])\$(?!\d)", r" \1 "),  # $x = 5$, but not $5 and $6
-    (r"\\[dtc]?frac\s*(\d)\s*(\d)", r" \1/\2 "),
+    (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\1/\2 "),
 )
-BRACES = table(  # done again and again, from the innermost braces outwards
-    (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2 "),
+BRACES = table(  # applied again and again: from the innermost braces outwards
+    r"\{",
+    (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2 "),
     (r"\\sqrt\s*\{([^{}]*)\}", r"√\1"),
     (r"\^\{([^{}]*)\}", r"^\1"),
-    (r"\\f?boxe?d?\s*\{([^{}]*)\}", r" answer: \1 "),
+    (r"\\f?box(?:ed)?\s*\{([^{}]*)\}", r" answer: \1 "),
     (r"\\(?:text\w*|math\w+|mbox|operatorname|bm|emph)\s*\{([^{}]*)\}", r" \1 "),
 )
-COMMAND = re.compile(r"\\([a-zA-Z]+)")
-THOUGHT = re.compile(r"</(?:think\w*|reason\w*|thought)>")
-MARKUP = table((r"<answer>", " answer: "), (r"</?\w+>|<\|.{0,40}?\|>", " "))
-SUPERSCRIPT = table((r"([¼½¾⅐-⅞])", r" \1"), (r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+)", r"^\1"))
-CHARACTERS = str.maketrans(dict(zip("−–’‘“”⁄。，、；…≈→⋅✓", "--''\"\"/.,,;.=,· ", strict=True)) | {"—": " : "})
-SHORT = table(  # also Markdown
+COMMANDS = table(r"\\", (r"\\([a-zA-Z]+)", lambda m: SYMBOLS.get(m[1], f" {m[1]} ")))
+SHORT = table(
+    r"['*#`_\"{}•>-]",
+    (r"[-=]>", ","),
     (r"^ *(?:#+|[*•-]) |\*\*|__|`|[\"{}]", ""),
     (r"\b(it|that|there|he|she|what|here|who|this)'s\b", r"\1 is"),
     (r"\bcan(?:'t|not)\b", "can not"),
@@ -53,7 +63,11 @@ SHORT = table(  # also Markdown
 
 # ------------------------------------------------------------------------------------------------ Chinese
 CHINESE = table(
+    r"[^\x00-\x7f]",
     (r"(\d{4})\s*年\s*(\d{1,2})\s*月\s*(\d{1,2})\s*日?", r" \1-\2-\3 "),
+    (r"^(?:是的?|对|有)(?=[,.]|$)", " yes "),
+    (r"^(?:否|不是?|没有|不对)(?=[,.]|$)", " no "),
+    (r"[他她它]们?|[这那]", " it "),
     (r"不确定|不知道|不清楚|无法|看不清", " unsure "),
     (r"不是|不对|不选|不可能是|不|并非", " not "),
     (r"没有|无", " no "),
@@ -89,18 +103,14 @@ def hanzi_number(text: str) -> str:
 
 # ------------------------------------------------------------------------------------------------ numbers
 SMALL = dict(zip("zero one two three four five six seven eight nine ten eleven twelve".split(), range(13), strict=True))
+SMALL |= {"dozen": 12}
 SMALL |= zip("thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split(), range(13, 20), strict=True)
 TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
 LARGE = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12, "bn": 1e9, "mn": 1e6}
+LETTERS = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}
 PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
 MONTHS = "january february march april may june july august september october november december".split()
 NUM = r"(?:\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d{1,3}\b)?"
-_LARGE, _PARTS = "|".join(LARGE), "|".join(PARTS)
-_BELOW_100 = rf"(?:(?:{'|'.join(TENS)})(?:[ -](?:{'|'.join(SMALL)}))?|{'|'.join(SMALL)})"
-_BELOW_1000 = rf"(?:(?:{_BELOW_100}|a) hundred(?: (?:and )?{_BELOW_100})?|{_BELOW_100})"
-_MONTH = "(?P<m>" + "|".join(f"{m}|{m[:3]}\\.?" for m in MONTHS) + r"|sept\.?)"
-_DAY = r"(?P<d>\d{1,2})(?:st|nd|rd|th)?(?![\w.:]*\d)"
-_YEAR = r"(?:,? (?P<y>\d{4})\b)?"
 
 
 def shown(number: float) -> str:
@@ -121,12 +131,12 @@ def spelled(m: re.Match) -> str:
     return shown(total + group)
 
 
-def part(m: re.Match) -> str:
-    """One and a half -> 1.5, 3 quarters -> 0.75; "the third" stays."""
-    whole, count, name = m.groups()
-    if not count and name != "half":
+def fraction(m: re.Match) -> str:
+    """2 and a half -> 2.5, 3 quarters -> 0.75; "the third" stays."""
+    whole, count, part = m.groups()
+    if not count and part != "half":
         return m[0]
-    return shown(float(whole or 0) + (1 if count in ("a", None) else float(count)) / PARTS[name])
+    return shown(float(whole or 0) + (1 if count in ("a", None) else float(count)) / PARTS[part])
 
 
 def ratio(m: re.Match) -> str:
@@ -139,9 +149,8 @@ def date(m: re.Match) -> str:
     """5 March 2021 -> date2021x3x5; what is not said is left out. 3/5/2021 is read as in the United States."""
     year, month, day = (m.groupdict().get(k) or "" for k in "ymd")
     month = int(month) if month.isdigit() else [x[:3] for x in MONTHS].index(month[:3]) + 1
-    day = int(day or 0)
-    month, day = (day, month) if month > 12 else (month, day)
-    return f"date{year}x{month}x{day or ''}"
+    month, day = (int(day), month) if month > 12 and day else (month, day)
+    return f"date{year}x{month}x{int(day) if day else ''}"
 
 
 def clock(m: re.Match) -> str:
@@ -152,54 +161,77 @@ def clock(m: re.Match) -> str:
     return f"time{hour}x{minutes:02d}{said.get('half') or ''}"
 
 
-NUMBERS = table(
+_BELOW_100 = rf"(?:(?:{'|'.join(TENS)})(?:[ -](?:{'|'.join(SMALL)}))?|{'|'.join(SMALL)})"
+_BELOW_1000 = rf"(?:(?:{_BELOW_100}|a) hundred(?: (?:and )?{_BELOW_100})?|{_BELOW_100})"
+_THOUSANDS = rf"(?: (?:thousand|million|billion)(?:,? (?:and )?{_BELOW_1000})?)*"
+_PARTS = "|".join(PARTS)
+_MANY = (rf"(?<![\d./])({NUM}) ?({'|'.join(LARGE)})\b", lambda m: shown(float(m[1]) * LARGE[m[2]]))
+NUMBER_WORDS = table(
+    rf"\b(?:{'|'.join([*SMALL, *TENS, *LARGE])})",
+    (r"\b(the|this|that|which|each|no|another) one\b|\bone (?=of\b)", r"\1 ones "),  # no number
+    (rf"\b(?:{_BELOW_1000}|a(?= (?:thousand|[mb]illion))){_THOUSANDS}\b(?!-(?!{_PARTS}))", spelled),
+    _MANY,
+)
+LARGE_NUMBERS = table(
+    r"\d[,^ ]",
     (r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)", lambda m: m[0].replace(",", "")),
     (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,])", lambda m: m[0].replace(" ", "")),
-    (r"\b(the|this|that|which|each|no|another) one\b|\bone (?=of\b)", r"\1 ones "),  # no number
-    (
-        rf"\b(?:{_BELOW_1000}|a(?= (?:thousand|[mb]illion)))(?: (?:thousand|million|billion)(?:,? (?:and )?{_BELOW_1000})?)*"
-        rf"\b(?!-(?!{_PARTS}))",
-        spelled,
-    ),
-    (rf"({NUM}) ?({_LARGE})\b", lambda m: shown(float(m[1]) * LARGE[m[2]])),
-    (rf"({NUM}) ?[×x*·] ?10 ?(?:\^|\*\*) ?\(?([+-]?\d{{1,3}})\)?", r"\1e\2"),
+    (rf"(?<![\d.])({NUM}) ?[×x*·] ?10 ?(?:\^|\*\*) ?\(?([+-]?\d{{1,3}})\)?", r"\1e\2"),
     (r"(?<![\w.])10\^\(?([+-]?\d{1,3})\)?", r"1e\1"),
+)
+_MONTH = "(?P<m>" + "|".join(f"{m}|{m[:3]}\\.?" for m in MONTHS) + r"|sept\.?)"
+_DAY = r"(?P<d>\d{1,2})(?:st|nd|rd|th)?(?![\w.:]*\d)"
+_YEAR = r"(?:,? (?P<y>\d{4})\b)?"
+DATES = table(
+    rf"\d[-/.]|\b(?:{'|'.join(m[:3] for m in MONTHS)})",
     (r"\b(?P<y>\d{4})[-/](?P<m>\d{1,2})[-/](?P<d>\d{1,2})\b", date),
     (r"\b(?P<m>\d{1,2})/(?P<d>\d{1,2})/(?P<y>\d{4})\b", date),
     (r"\b(?P<d>\d{1,2})\.(?P<m>\d{1,2})\.(?P<y>\d{4})\b", date),
     (rf"\b(?:the )?{_DAY}(?: of)? {_MONTH}\b{_YEAR}", date),
     (rf"\b{_MONTH} (?:the )?{_DAY}{_YEAR}", date),
     (rf"\b{_MONTH},? (?P<y>\d{{4}})\b", date),
+)
+TIMES = table(
+    r"\d(?::| ?[ap]\.?m| ?o.?clock)|(?:to|past) \d",
     (r"\b(?P<h>\d{1,2}):(?P<min>[0-5]\d)(?::\d\d)?(?: ?(?P<half>[ap])\.?m\b\.?)?", clock),
     (r"\b(?P<h>\d{1,2}) ?(?:o ?clock|(?P<half>[ap])\.?m\b\.?)", clock),
     (r"\b(?:a )?(?P<part>half|quarter) (?P<to>past|to) (?P<h>\d{1,2})\b", clock),
     (r"\b(?P<min>5|10|20|25)(?: minutes)? (?P<to>past|to) (?P<h>\d{1,2})\b(?! \w)", clock),
-    (rf"\b(?:(\d+) and )?(?:(a|\d+)[ -])?({_PARTS})s?\b", part),
+)
+FRACTIONS = table(
+    rf"/|minus|negative|{_PARTS}",
+    (rf"\b(?:(\d+) and )?(?:(a|\d+)[ -])?({_PARTS})s?\b", fraction),
     (r"(?<![\d./])(?:(\d+) )?(\d+) ?/ ?(\d+)(?![\d/])", ratio),
     (r"\b(?:minus|negative) (?=[\d.])", "-"),
-    (rf"(?<![a-z\d.]){NUM}", lambda m: shown(float(m[0]))),
+    _MANY,
 )
-HAS_NUMBER = re.compile(rf"\d|\b(?:{'|'.join([*SMALL, *TENS, *LARGE, *PARTS])})")
-THOUSANDS = {"k": " thousand", "m": " million", "b": " billion"}
+DIGITS = table(r"\d", (rf"(?<![a-z\d.]){NUM}", lambda m: shown(float(m[0]))))
 
 # ------------------------------------------------------------------------------------------------ set phrases
 PHRASES = table(
+    r"\b(?:doubt|question|only|also|well|along|but|other|except|apart|than|instead|opposed|compared|contrast|used|longer|"
+    r"first|initially|means?|meant|far|thought|rul(?:e|ed|ing)|not|know|idea|way|hard|difficult|impossible|unable|say|"
+    r"second|closer|scratch|fact|re-?(?:count|check|consider)|total|sum|all|conclusion|summary|is (?:the|my|your))",
     (r"\b(?:no|without (?:a |any )?|beyond (?:a |any )?)(?: ?doubt| question)\b|\bnot only\b", " "),
     (r"\bbut also\b|\bas well as\b|\balong with\b", " and "),
     (r"\b(?:none|nothing|nobody|no one) (?:but|other than)\b", " only "),
     (r"\b(?:any|every|no|all)\w* (?:but|except|other than)\b|\bapart from\b", " except "),
-    (r"\b(rather|other) than\b|\binstead of\b|\bas opposed to\b|\bcompared (?:to|with)\b|\bin contrast to\b", " unlike "),
-    (r"\bused to\b|\bno longer\b|\b(?:at|my) first\b|\binitially\b|\b(?:i|we) (?:had |have )?(?:first )?thought\b", " never "),
-    (r"\bfirst (?:counted|guessed|got|saw|said|took|read)\b|\bby no means\b|\brul(?:e|ed|ing) out\b|\bfar from\b", " never "),
+    (
+        r"\b(?:rather|other) than\b|\binstead of\b|\bas opposed to\b|\b(?:compared|in contrast) (?:to|with)\b",
+        " unlike ",
+    ),
+    (r"\bused to\b|\bno longer\b|\b(?:at|my) first\b|\binitially\b|\bby no means\b|\bfar from\b", " never "),
+    (r"\b(?:i|we) (?:had |have )?(?:first )?thought\b|\brul(?:e|ed|ing) out\b", " never "),
+    (r"\bfirst (?:counted|guessed|got|saw|said|took|read)\b", " never "),
     (r"\bnot (?:\w+ )?(?:sure|certain|clear)\b|\b(?:do|does|did) not know\b|\bno (?:idea|way to)\b", " unsure "),
     (r"\bcan not (?:be )?(?:tell|say|know|determine|see|read|answer|identify|count|decide)\w*", " unsure "),
     (r"\b(?:hard|difficult|impossible) to\b|\bunable to\b|\b(?:some|others) say\b", " unsure "),
     (r"\b(?:i|we) meant?\b|\bon second thought\b|\b(?:looking|on) closer\b|\bscratch that\b|\bin fact\b", " actually "),
     (r"\b(?:let me |i )?re-?(?:count|check|consider)\w*", " actually "),
-    (r"\b(?:a |the |in )?(?:grand )?\b(?:total|sum) (?:of|is|=)|\bin (?:total|all|conclusion|summary)\b", " altogether "),
+    (r"\b(?:a |the |in )?(?:grand )?\b(?:total|sum) (?:of|is|=)|\bin (?:total|all)\b", " altogether "),
+    (r"\bin (?:conclusion|summary)\b", " so "),
     (r"\bis (?:the|my|your) (?:\w+ )?(?:answer|choice)\b", " is right "),
     (r"\bif not\b", " or "),
-    (r"[^\S\n]+", " "),
 )
 
 
@@ -212,14 +244,10 @@ def plain(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKD", rewritten(text, SUPERSCRIPT))
         text = "".join(c for c in text if not unicodedata.combining(c))
-    text = rewritten(text, MARKUP) if "<" in text else text
-    if "\\" in text or "$" in text:
-        text = rewritten(text.replace(r"\\", "\n"), LATEX)
-        for _ in range(4):
-            text = rewritten(text, BRACES) if "{" in text else text
-        text = COMMAND.sub(lambda m: SYMBOLS.get(m[1], f" {m[1]} "), text)
-    text = re.sub(r"(?<=\d)([KkMB])\b", lambda m: THOUSANDS[m[1].lower()], text)
-    text = text.lower().translate(CHARACTERS)
-    text = rewritten(text if text.isascii() else rewritten(text, CHINESE), SHORT)
-    text = rewritten(text, NUMBERS) if HAS_NUMBER.search(text) else text
-    return rewritten(text, PHRASES).strip()
+    for rules in (TAGS, LATEX, *[BRACES] * 4, COMMANDS):
+        text = rewritten(text, rules)
+    text = re.sub(r"(?<![\d.])(\d+(?:\.\d+)?)([KkMB])\b", lambda m: shown(float(m[1]) * LETTERS[m[2]]), text)
+    text = re.sub(r"[^\S\n]+", " ", text.lower().translate(CHARACTERS))
+    for rules in (CHINESE, SHORT, LARGE_NUMBERS, NUMBER_WORDS, DATES, TIMES, FRACTIONS, DIGITS, PHRASES):
+        text = rewritten(text, rules)
+    return re.sub(r"[^\S\n]+", " ", text).strip()

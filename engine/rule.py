@@ -14,6 +14,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from data import Question
@@ -40,18 +41,24 @@ OPEN = set(
 FILLER = set(  # words that stand around an answer and say nothing themselves
     """a an the its here is are was were be been being am his her their them our my your can see seen sees show shows
     shown showing depict depicts depicted display displays indicates states reveals image picture photo photograph chart
-    graph figure diagram bar say says said read reads reading by in on at from to for of with during named called titled labeled labelled look looks appear
-    appears seem seems think believe guess would choose pick select chosen have has had contain contains option choice
-    answer correct right final finally exactly only just about approximately around roughly probably likely most fairly
-    quite very pretty sure certain clearly definitely simply then and also now what where according based do does did
-    must should given all any both value number amount overall result equals equal gives get find found count counted
-    conclude step visible each per winner best fit fits""".split()
+    graph figure diagram bar say says said read reads reading by in on at from to for of with during named called titled
+    labeled labelled look looks appear appears seem seems like think believe guess would choose pick select chosen have
+    has had contain contains option choice answer correct right final finally exactly only just about approximately
+    around roughly probably likely most fairly quite very pretty sure certain clearly definitely simply then and also now
+    what where according based do does did must should given all any both value number amount overall result equals equal
+    gives get find found count counted conclude step visible each per winner best fit fits order""".split()
 ).union(SUBJECTS, RELATIVES)
-FRAME = FILLER | TURNS | OPENERS | set(  # and words that would tell nothing new if the question did not have them
-    """written painted taken made directed created drawn built measures weighs costs lasts length width height weight
-    size area volume distance time price cost age temperature speed name measure population""".split()
+DETAILS = set(  # words that may stand there too, and that tell what is asked when the question has them
+    """written painted taken made directed created drawn built measures weighs costs lasts length width height weight size
+    area volume distance time price cost age temperature speed name measure population line pie product difference
+    average mean median perimeter slope solution""".split()
 )
-ADJECTIVES = set("big small large little young old tall long single red green blue yellow black white grey brown".split())
+FRAME = FILLER | DETAILS | TURNS | OPENERS
+ADJECTIVES = set(
+    "big small large little young old tall long single red green blue yellow black white grey brown".split()
+)
+SIGNALS = NOT | OPEN | TURNS | REASONS
+NAKED = set("★ ✗ a an the and or nor option together".split())
 VERBS = set("is are was were has had have can".split())
 BEHIND = VERBS | set(  # what may follow an answer in its clause
     """in on at with from by near behind under over above below beside between along across around against into onto
@@ -67,7 +74,7 @@ RIVALS = [  # words that exclude one another
     MONTHS,
 ]
 FINAL = re.compile(  # what follows the last of these is the answer
-    r"\banswer\b(?: (?:to|for) [^.:\n]{1,80}?)??(?: (?:is|was|be|should be|would be|must be)\b| ?[:=]| - )+(?: option\b)?"
+    r"\bans(?:wer)?\b(?: (?:to|for) [^.:\n]{1,80}?)??(?: (?:is|was|be|(?:should|would|must) be)\b| ?[:=]| - )+"
     r"|\bfinal\b(?: answer)?(?: is\b| ?:)?|\b(?:correct|right|best) (?:option|choice|letter)(?: is\b| ?:)"
     r"|\b(?:my|the) (?:choice|pick)(?: is\b| ?:)|\b(?:i|we) (?:would )?(?:choose|pick|select|go with)\b"
 )
@@ -95,14 +102,18 @@ UNIT = (
 )
 ONE_UNIT = re.compile(rf"(?<![^\W\d]){UNIT}")
 QUANTITY = re.compile(
-    rf"(?P<sign>(?<![\w)])[+-](?=\S))?(?P<money>us\$|[$€£¥]|\b(?:usd|eur|gbp)\b)? ?(?<![^\W_]|\.)(?P<number>{NUM})(?!\d)"
+    rf"(?P<sign>(?<![\w)])[+-](?=\S))?(?P<money>us\$|[$€£¥]|\b(?:usd|eur|gbp)\b)? ?(?<![^\W_]|\.)(?P<number>{NUM})"
+    rf"(?!\d)"
     rf"(?:[ -]?(?:degrees?\b|°)?\s?{UNIT}| ?(?:degrees?\b|°))?"
 )
+THING = re.compile(r"\b(?:is|are|was|were) (?:an?|the)\b")
 LABEL = re.compile(r"\b(?:step|figure|fig\.?|question|item|row|column|panel|page|chapter|option|no\.)$")
 YEAR = re.compile(r"\b(?:in|for|of|from|year|by|since|until|during|to|and)$|,$")
 BOUND = re.compile(r"\b(?:at least|at most|up to|over|under|above|below|nearly|almost|exceed\w*|half)$|[-+*×·/√^±<>]$")
-OPERATOR = re.compile(r" ?[+×·^√±]| ?\*|/|[^\W\d_]")
-OPTION = re.compile(r"\(([A-Ha-h])\)|(?<!\w)([A-H])(?:[.):、](?=\s|[^\x00-\x7f]|$)|\)|(?=\W*$))")  # (B)  B.  B:  B at the end
+OPERATOR = re.compile(r" ?[+×·^√±]| ?\*|/|[^\W\d_]| - [b-hj-z]\b")
+OPTION = re.compile(
+    r"\(([A-Ha-h])\)|(?<!\w)([A-H])(?:[.):、](?=\s|[^\x00-\x7f]|$)|\)|(?=\W*$))"
+)  # (B)  B.  B:  B at the end
 LETTER = (  # a letter as an option; "a" alone is an article unless something follows that follows an option
     r"[(\[]([LETTERS])[)\]]|(?<![\w'-])(?:(?!a\b)([LETTERS])|(?:(?<=option )|(?<=choice )|(?<=answer )|(?=a ?(?:$|"
     r"[.,;:!?)\n/‹(]|(?:is|was|and|or|nor|because|since|as|not|but|would|looks|fits|seems|can|must|unlike|are)\b)))(a))"
@@ -166,9 +177,10 @@ def equal(said: tuple, wanted: tuple, question: str) -> bool:
         return abs(a - b) <= 1e-9 * max(abs(a), abs(b))
 
     (number, unit), (other, other_unit) = said, wanted
-    if unit and other_unit and unit[0] == other_unit[0] or "%" in ((unit or " ")[0], (other_unit or " ")[0]):
-        if close(number * (unit or (0, 1))[1], other * (other_unit or (0, 1))[1]):
-            return True
+    alike = unit and other_unit and unit[0] == other_unit[0]
+    percent = "%" in ((unit or " ")[0], (other_unit or " ")[0])
+    if (alike or percent) and close(number * (unit or (0, 1))[1], other * (other_unit or (0, 1))[1]):
+        return True
     if not unit or other_unit:
         return not unit and close(number, other)
     sizes = [size for dimension, size in asked_units(question) if dimension == unit[0]]
@@ -184,6 +196,17 @@ def asked_units(question: str) -> tuple:
     return tuple(found)
 
 
+def with_numbers(text: str, new: Callable) -> str:
+    """The text with new(start, end, (number, unit), text) in the place of every number for which that is not None."""
+    out, done = [], 0
+    for start, end, *said in quantities(text):
+        word = new(start, end, tuple(said), text)
+        if word is not None:
+            out += [text[done:start], word]
+            done = end
+    return "".join(out) + text[done:]
+
+
 def number_marker(wanted: tuple, question: str) -> Callable[[str], str]:
     """★ for the (number, unit), ✗ for any other number; numbers of the question, years and labels stay as they are."""
     known = {number for _, _, number, _ in quantities(question)}
@@ -192,18 +215,22 @@ def number_marker(wanted: tuple, question: str) -> Callable[[str], str]:
 
     def kept(number, unit, before, after) -> bool:
         year = not unit and 1500 <= number <= 2100 and number == int(number) and not 1500 <= wanted[0] <= 2100
-        label = number in known or after in ("st", "nd", "rd", "th") or LABEL.search(before)
+        label = number in known or after[:2] in ("st", "nd", "rd", "th") or LABEL.search(before)
         return bool(label or (year and (dated or YEAR.search(before))))
 
+    def sign(start: int, end: int, said: tuple, text: str) -> str | None:
+        before, after = text[max(0, start - 20) : start].rstrip(), text[end : end + 5]
+        if kept(*said, before, after):
+            return None
+        exact = not BOUND.search(before) and not OPERATOR.match(after)
+        return " ★ " if exact and equal(said, wanted, question) else " ✗ "
+
     def mark(text: str) -> str:
-        out, done = [], 0
-        for start, end, number, unit in quantities(text):
-            before, after = text[max(0, start - 20) : start].rstrip(), text[end : end + 2]
-            if not kept(number, unit, before, after):
-                exact = not BOUND.search(before) and not OPERATOR.match(after)
-                out += [text[done:start], " ★ " if exact and equal((number, unit), wanted, question) else " ✗ "]
-                done = end
-        return "".join(out) + text[done:]
+        if wanted[0] == 0:  # "there are no cups"
+            text = re.sub(r"\b(there (?:is|are)|see|has|have) no\b|\bnone\b", r"\1 0", text)
+        if wanted[1] and wanted[1][0] == "£":
+            text = text.replace("pound", "gbp")
+        return with_numbers(text, sign)
 
     return mark
 
@@ -215,11 +242,12 @@ def option_marker(letter: str, texts: dict[str, str], question: str) -> Callable
     pattern = re.compile("|".join(f"(?P<{k}>{phrase(t)})" for k, t in named) or r"(?!)")
     letters = re.compile(LETTER.replace("LETTERS", "".join(sorted({letter, *texts})) if len(texts) > 1 else "a-h"))
 
+    def of_number(said: tuple) -> str | None:
+        return next((f"‹{k}›" for k, q in numbers.items() if equal(said, q[2:], question)), None)
+
     def mark(text: str) -> str:
         if len(numbers) == len(texts) > 1:
-            for start, end, *said in reversed(quantities(text)):
-                of = [k for k, q in numbers.items() if equal(tuple(said), q[2:], question)]
-                text = text[:start] + (f"‹{of[0]}›" if of else text[start:end]) + text[end:]
+            text = with_numbers(text, lambda start, end, said, text: of_number(said))
         else:
             text = pattern.sub(lambda m: f"‹{m.lastgroup}›", text)
         text = letters.sub(lambda m: f"«{m[1] or m[2] or m[3]}»" + (m[0][-1] if m[0][-1] in "):]" else ""), text)
@@ -308,31 +336,46 @@ def refer(question: str, answer: str) -> Reference:
 
 
 # ------------------------------------------------------------------------------------------------ 3 settle
-class Clause(NamedTuple):
-    """A few words and where they stand; `inside`: in brackets behind other words."""
+TOKEN = re.compile(r"[★✗]|\d+(?:\.\d+)?\w*|[^\W\d_][\w-]*|[.,;:!?()\n=/+-]|[°%$€£√]")
 
-    words: list
+
+class Clause(NamedTuple):
+    """A few words and where they stand. `inside`: in brackets, behind other words of the sentence."""
+
+    words: list[str]
+    marks: list[str]
     sentence: int
     end: str
     inside: bool
 
 
-TOKEN = re.compile(r"[★✗]|\d+(?:\.\d+)?\w*|[^\W\d_][\w-]*|[.,;:!?()\n=/+-]|[°%$€£√]")
+@dataclass
+class Sentence:
+    """What is known of a sentence while its clauses are read."""
+
+    number: int = -1
+    begun: bool = False  # a clause came before
+    denied: bool = False  # the clause before was denied, ...
+    dangling: bool = False  # ... and the denied thing is still to come: "it is not, I think, ★"
+    aside: bool = False  # from here on it only gives reasons
+    echo: int = 0  # how many words of the question the clause before repeats
 
 
 def clauses(text: str) -> list[Clause]:
     """The clauses of a marked text: cut at punctuation and before words like "but", "because", "and", "than"."""
     out, words, sentence, depth = [], [], 0, 0
-    for token in [*TOKEN.findall(text), "\n"]:
-        mark = token in ".!?;\n,:()-"
+    tokens = [*TOKEN.findall(text), "\n"]
+    for token, after in zip(tokens, [*tokens[1:], "\n"], strict=True):
+        cut = token in ".!?;\n,:()-" and not (token == "-" and words[-1:] and words[-1] in "★✗" and after in "★✗")
+        opens = token in OPENERS and (token != "and" or len(words) > 2)
+        opens = opens or (token in ("not", "no") and words[-1:] and words[-1] in "★✗")
         if token == "=":  # what stands before it is no answer
-            words = [w for w in words if w in NOT or w in OPEN or w in TURNS or w in REASONS]
-        elif mark or (words and (token in OPENERS or (token in ("not", "no") and words[-1] in "★✗"))):
-            if words and not (token == "," and len(words) == 1 and words[0] in TURNS):
-                behind = bool(out) and out[-1].sentence == sentence
-                out.append(Clause(words, sentence, token, depth > 0 and behind))
-                words = []
-        if mark:
+            words = [w for w in words if w in SIGNALS]
+        elif words and (cut or opens) and not (token == "," and len(words) == 1 and words[0] in TURNS):
+            inside = depth > 0 and bool(out) and out[-1].sentence == sentence
+            out.append(Clause(words, [w for w in words if w in "★✗"], sentence, token, inside))
+            words = []
+        if cut:
             depth = max(0, depth + (token == "(") - (token == ")"))
             if token in ".!?;\n":
                 sentence, depth = sentence + 1, 0
@@ -341,81 +384,107 @@ def clauses(text: str) -> list[Clause]:
     return out
 
 
-def unknown(words: list, ref: Reference) -> list:
+def unknown(words: list[str], ref: Reference) -> list[str]:
     """The words that neither frame an answer nor stand in the question."""
     return [w for w in words if w not in FRAME and w not in "★✗" and stem(w) not in ref.asked]
 
 
-def answers(clause: Clause, ref: Reference, told: bool) -> bool:
-    """Does ★ stand where an answer stands? "It is a ★ in ...", but not "a pupil of ★", "the ★ leans", "Germany won ★"."""
-    place = clause.words.index("★")
-    before, after = clause.words[:place], clause.words[place + 1 :]
-    if ref.kind in ("option", "yes or no"):
-        subject = not set(before) - {"option", "the", "and"} and after[:1] and after[0] in VERBS
+def answers(words: list[str], ref: Reference, told: bool) -> bool:
+    """Does ★ stand where an answer stands? "It is a ★ in", not "a pupil of ★", "the ★ leans", "Germany won ★"."""
+    before, after = words[: words.index("★")], words[words.index("★") + 1 :]
+    subject = not set(before) - OPENERS - {"a", "an", "the", "option"} and after[:1] and after[0] in VERBS
+    echo = any(stem(w) in ref.asked for w in after)
+    if ref.kind in ("option", "yes or no"):  # "B is the shortest" describes B
         return not (subject and unknown(after, ref))
     if ref.kind != "words":
         first = next((w for w in before if w in SUBJECTS or w not in FRAME), "it")
         return told or first in SUBJECTS or first.endswith("ing") or stem(first) in ref.asked or not first.isalpha()
     if before[1:] and before[-1] in ADJECTIVES and before[-2] in ("a", "an", "the"):
         before = before[:-1]
-    if unknown(before, ref) or "★" in after:
+    if unknown(before, ref) or "★" in after or (after and after[0] in VERBS and not subject):
         return False
-    if after and after[0] in VERBS:  # "Paris is the capital"
-        echo = any(stem(w) in ref.asked for w in after)
-        return not set(before) - OPENERS - {"a", "an", "the"} and (echo or not unknown(after, ref))
+    if subject:  # "Paris is the capital"
+        return echo or not unknown(after, ref)
     return not after or after[0] in BEHIND or after[0].endswith("ing") or (not told and stem(after[0]) in ref.asked)
+
+
+def refuses(clause: Clause) -> bool:
+    """Does it begin with a "no" that takes back what was said? Not so "no red here"."""
+    return clause.words[0] == "no" and (clause.words[1:2] or ["it"])[0] in SUBJECTS | {"wait", "its"}
+
+
+def withdraws(clause: Clause, ref: Reference) -> bool:
+    """Does a clause start anew, so that what was said before no longer counts?"""
+    head = clause.words[0]
+    if not (head in TURNS or "actually" in clause.words or refuses(clause)):
+        return False
+    if clause.marks or refuses(clause) or head in RETRACTS or "actually" in clause.words[:-1]:
+        return True
+    return ref.kind == "words" and head in CONTRASTS and len(clause.words) > 1  # "but it is a cane": a rival unknown
+
+
+def role_of(clause: Clause, now: Sentence, ref: Reference, listed: bool) -> str:
+    """What a clause does: "claims", "denies", leaves "open", or is an "aside". `listed`: its sentence lists things."""
+    head, words = clause.words[0], set(clause.words)
+    relative = head in RELATIVES and not (head == "that" and not now.denied and words & (SUBJECTS - {"that"}))
+    more = (listed and words <= NAKED) or (now.dangling and not words & (VERBS | SUBJECTS))
+    if now.denied and (relative or more):  # "not A, B or C"
+        return "denies"
+    negated = bool(words & (NOT - {"no"})) or ("no" in words and not refuses(clause)) or head in UNLIKE
+    doubts = words & OPEN - ({"or", "either", "/"} if negated else set())
+    if not clause.marks and (now.aside or head in REASONS | CONCLUDES):
+        doubts -= {"may", "might", "could"}
+    if doubts or (clause.end == "?" and clause.marks):
+        return "open"
+    if clause.inside or now.aside or head in REASONS or elsewhen(words, ref):
+        return "aside"
+    return "denies" if negated else "claims"
 
 
 def elsewhen(words: set, ref: Reference) -> bool:
     """Does a clause speak of other years than the question?"""
-    years, asked = ({w for w in x if re.fullmatch(r"1[5-9]\d\d|20\d\d", w)} for x in (words, ref.asked))
-    return bool(years and asked and not years & asked)
+    said, asked = ({w for w in x if re.fullmatch(r"1[5-9]\d\d|20\d\d", w)} for x in (words, ref.asked))
+    return bool(said and asked and not said & asked)
+
+
+def claimed(clause: Clause, ref: Reference, told: bool) -> list[str]:
+    """The marks that a clause claims; ✗ too for an answer in words that no mark is known for: "there is a vase"."""
+    marks, text = clause.marks, " ".join(clause.words)
+    if "★" in marks and not answers(clause.words, ref, told):
+        marks = [w for w in marks if w != "★"]
+    rival = ref.kind == "words" and not clause.marks and THING.search(text) and unknown(clause.words, ref)
+    return [*marks, "✗"] if rival or ("★ ★" in text and ref.kind != "option") else marks
 
 
 def settles(text: str, ref: Reference, told: bool) -> bool:
     """Is ★ what a marked text settles on? `told`: it stands behind a word like "answer:"."""
-    parts = clauses(text)
+    parts, now = clauses(text), Sentence()
     listed = {c.sentence for c in parts if {"or", "nor", "and"} & set(c.words)}
-    claims, settled, opened, sentence, denied, aside = [], None, False, -1, False, False
+    claims, opened, settled = [], False, None  # settled: the sentence that gave the answer
     for clause in parts:
-        head, words, marks = clause.words[0], set(clause.words), [w for w in clause.words if w in "★✗"]
-        first = clause.sentence != sentence
-        if first:
-            sentence, denied, aside = clause.sentence, False, False
         content = unknown(clause.words, ref)
-        refuses = head == "no" and (len(words) == 1 or clause.words[1] in SUBJECTS | {"wait", "its"})
-        if head in TURNS or refuses or "actually" in words:
-            head = head if head in TURNS or refuses else "actually"
-            retracts = refuses or head in RETRACTS or (ref.kind == "words" and head in CONTRASTS)
-            if marks or (retracts and (len(clause.words) > 1 or head not in CONTRASTS)):
-                claims, settled, opened, aside, denied = [], None, False, False, False
-        elif settled is not None and sentence > settled:  # an explanation, unless it says the answer again or doubts
-            if not (marks and not content) and not (words & OPEN and (marks or ref.kind == "words")):
+        if clause.sentence != now.number:
+            now = Sentence(clause.sentence)
+        if withdraws(clause, ref):
+            claims, opened, settled, now = [], False, None, Sentence(now.number, now.begun)
+        elif settled is not None and settled < now.number:  # an explanation, unless it answers again or doubts
+            again = clause.marks and not content
+            if not again and not (OPEN & set(clause.words) and (clause.marks or ref.kind == "words")):
                 continue
-        relative = head in RELATIVES and not (head == "that" and not denied and words & (SUBJECTS - {"that"}))
-        if denied and (relative or (sentence in listed and not words - {"★", "✗", *"a an and or nor the option together".split()})):
-            continue
-        negated = words & NOT - {"no"} or ("no" in words and not refuses) or head in UNLIKE
-        if (words & OPEN and not (negated and words & OPEN <= {"or", "either", "/"})) or (clause.end == "?" and marks):
-            opened = True
-        elif clause.inside or aside:
-            continue
-        elif head in REASONS:
-            aside = not first
-        elif negated:
-            denied = True
-        elif (settled == sentence and content and ref.kind == "number") or elsewhen(words, ref):
-            continue
-        else:
-            denied = False
-            echo = len({stem(w) for w in words} & ref.asked)
-            if "★" in marks and not answers(clause, ref, told):
-                marks = [w for w in marks if w != "★"]
-            if ref.kind != "option" and "★ ★" in " ".join(clause.words):
-                marks.append("✗")
-            claims += [(mark, echo) for mark in marks]
-            if settled is None and (not content if marks and not told else told):
-                settled = sentence
+        elif settled == now.number and content and ref.kind == "number" and not OPEN & set(clause.words):
+            continue  # "7 apples, 3 of them red"
+        role = role_of(clause, now, ref, now.number in listed)
+        opened |= role == "open"
+        now.aside |= now.begun and role == "aside" and clause.words[0] in REASONS
+        now.dangling = role == "denies" and not clause.marks and (now.dangling or set(content) <= NOT)
+        now.denied, now.begun = role == "denies", True
+        if role == "claims":
+            carried = now.echo if clause.words[0] == "and" and not content else 0
+            now.echo = carried + len({stem(w) for w in clause.words} & ref.asked)
+            found = claimed(clause, ref, told)
+            claims += [(mark, now.echo) for mark in found]
+            if settled is None and (told or (clause.marks and not content)):
+                settled = now.number
     if len({mark for mark, _ in claims}) > 1 and ref.kind not in ("option", "yes or no"):
         most = max(echo for _, echo in claims)  # the clauses that repeat most of the question speak of what it asks
         claims = [(mark, echo) for mark, echo in claims if echo == most > 0]
@@ -433,8 +502,9 @@ def same_list(text: str, ref: Reference) -> bool:
         return " , "
 
     pattern = "|".join(phrase(w) for w in sorted(wanted, key=len, reverse=True))
-    left = unknown(re.findall(r"[^\W_]+", re.sub(pattern, note, text)), ref)
-    return not left and (found == wanted if ref.ordered else sorted(found) == sorted(wanted))
+    left = re.findall(r"[^\W_]+", re.sub(pattern, note, text))
+    odd = {w for w in left if stem(w) not in ref.asked} & (OPEN | UNLIKE | CONTRASTS)
+    return not unknown(left, ref) and not odd and (found == wanted if ref.ordered else sorted(found) == sorted(wanted))
 
 
 def stance(text: str, ref: Reference) -> str | None:
@@ -455,17 +525,18 @@ def rule_judge(question: Question, response: str) -> int:
     Example: reference "3": "i see a b c. the answer is 3", "3, because ...", "not 2 but 3" -> 1; "3 or 4" -> 0;
     reference "B" to "(A) red (B) blue": "(B)", "It is blue, not red" -> 1, "(B) red" -> 0; "5 cm": "50 mm", "5" -> 1.
     """
-    ref, text, final = refer(question.text, question.answer), plain(response), None
+    ref, text = refer(question.text, question.answer), plain(response)
     if text.strip(" .") == ref.whole:
         return 1
-    for final in FINAL.finditer(text):  # noqa: B007: the last one is wanted
-        pass
-    head, tail = (re.split(r"[.!?;,:\n]", text[: final.start()][-80:])[-1], text[final.end() :]) if final else ("", text)
-    if set(head.split()) & ((NOT | OPEN) - {"no"}):
-        return 0
+    told, tail = list(FINAL.finditer(text)), text
+    if told:
+        tail = text[told[-1].end() :]
+        frame = re.split(r"[.!?;,:\n]", text[max(0, told[-1].start() - 80) : told[-1].start()])[-1]
+        if set(frame.split()) & ((NOT | OPEN) - {"no"}):  # "I doubt that the answer is"
+            return 0
     if ref.kind == "list":
         return int(same_list(tail, ref))
     marked = ref.mark(tail)
     if ref.kind == "yes or no" and not re.search("[★✗]", marked):
         return int(stance(text, ref) == ref.whole)
-    return int(settles(marked, ref, bool(final)))
+    return int(settles(marked, ref, bool(told)))
