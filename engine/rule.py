@@ -10,332 +10,39 @@ Example: the reference is 4. "It is not 3 but 4" is "it is not ✗ | but ★": 1
 Where a person would hesitate the rule says 0: a wrong 1 harms training more than a wrong 0 does.
 """
 
-import functools
 import re
-import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from data import Question
-from engine.plain import MONTHS, NUM, plain
+from engine.marks import Reference, members, phrase, refer, stem
+from engine.plain import plain
+from engine.words import (
+    ADJECTIVES,
+    BEHIND,
+    CONCLUDES,
+    CONTRASTS,
+    FRAME,
+    NAKED,
+    NOT,
+    OPEN,
+    OPENERS,
+    REASONS,
+    RELATIVES,
+    RETRACTS,
+    SIGNALS,
+    SUBJECTS,
+    TURNS,
+    UNLIKE,
+    VERBS,
+)  # fmt: skip
 
-# ------------------------------------------------------------------------------------------------ words
-SUBJECTS = set("it there i he she they we you this that these those".split())
-RETRACTS = set("nope wait sorry correction oops actually".split())
-CONTRASTS = set("but however instead yet".split())
-CONCLUDES = set("so therefore thus hence altogether".split())
-TURNS = RETRACTS | CONTRASTS | CONCLUDES
-REASONS = set("because since as while whereas although though if when due reason meaning".split())
-UNLIKE = set("unlike than except without before after besides excluding".split())
-RELATIVES = set("which who whose that".split())
-OPENERS = REASONS | CONTRASTS | CONCLUDES | UNLIKE | RELATIVES | {"and"}  # a clause begins with each of them
-NOT = set(
-    """not no never neither nor none nobody nothing hardly barely scarcely doubt deny denies exclude excluded eliminate
-    eliminated wrong incorrect false untrue mistaken unlikely impossible almost nearly opposite""".split()
-)
-OPEN = set(
-    """or either maybe perhaps possibly possible may might could unsure uncertain unclear ambiguous undecided whether
-    depends depending alternatively otherwise sometimes /""".split()
-)
-FILLER = set(  # words that stand around an answer and say nothing themselves
-    """a an the its here is are was were be been being am his her their them our my your can see seen sees show shows
-    shown showing depict depicts depicted display displays indicates states reveals image picture photo photograph chart
-    graph figure diagram bar say says said read reads reading by in on at from to for of with during named called titled
-    labeled labelled look looks appear appears seem seems like think believe guess would choose pick select chosen have
-    has had contain contains option choice answer correct right final finally exactly only just about approximately
-    around roughly probably likely most fairly quite very pretty sure certain clearly definitely simply then and also now
-    what where according based do does did must should given all any both value number amount overall result equals equal
-    gives get find found count counted conclude step visible each per winner best fit fits order""".split()
-).union(SUBJECTS, RELATIVES)
-DETAILS = set(  # words that may stand there too, and that tell what is asked when the question has them
-    """written painted taken made directed created drawn built measures weighs costs lasts length width height weight size
-    area volume distance time price cost age temperature speed name measure population line pie product difference
-    average mean median perimeter slope solution""".split()
-)
-FRAME = FILLER | DETAILS | TURNS | OPENERS
-ADJECTIVES = set(
-    "big small large little young old tall long single red green blue yellow black white grey brown".split()
-)
-SIGNALS = NOT | OPEN | TURNS | REASONS
-NAKED = set("★ ✗ a an the and or nor option together".split())
-VERBS = set("is are was were has had have can".split())
-BEHIND = VERBS | set(  # what may follow an answer in its clause
-    """in on at with from by near behind under over above below beside between along across around against into onto
-    through inside during next for to here there 1 ones color colour""".split()
-)
-RIVALS = [  # words that exclude one another
-    "red green blue yellow black white grey gray brown orange pink purple silver gold beige".split(),
-    "circle square triangle rectangle pentagon hexagon oval star cube sphere".split(),
-    "left right top bottom middle center centre".split(),
-    "north south east west".split(),
-    "true false".split(),
-    "monday tuesday wednesday thursday friday saturday sunday".split(),
-    MONTHS,
-]
 FINAL = re.compile(  # what follows the last of these is the answer
     r"\bans(?:wer)?\b(?: (?:to|for) [^.:\n]{1,80}?)??(?: (?:is|was|be|(?:should|would|must) be)\b| ?[:=]| - )+"
     r"|\bfinal\b(?: answer)?(?: is\b| ?:)?|\b(?:correct|right|best) (?:option|choice|letter)(?: is\b| ?:)"
     r"|\b(?:my|the) (?:choice|pick)(?: is\b| ?:)|\b(?:i|we) (?:would )?(?:choose|pick|select|go with)\b"
 )
-ORDERED = re.compile(r"\b(order|sort|rank|sequence|steps?|from|first)\b", re.IGNORECASE)  # the question asks for one
-
-# ------------------------------------------------------------------------------------------------ units and letters
-UNITS = {}  # every way to write one: (dimension, size)
-for _line in """m m,meter,metre 1|m mm,millimeter,millimetre 1e-3|m cm,centimeter,centimetre 1e-2
-    |m km,kilometer,kilometre 1e3|ft ft,foot,feet 1|ft in,inch,inche .08333333333333333|ft mi,mile 5280|ft yd,yard 3
-    |g g,gram,gramme 1|g mg,milligram 1e-3|g kg,kilogram,kilo 1e3|g tonne 1e6|lb lb,pound 1|lb oz,ounce .0625
-    |s s,sec,second 1|s ms,millisecond 1e-3|s min,minute 60|s h,hr,hour 3600|day day 1|day week 7|month month 1
-    |year year,yr 1|l l,liter,litre 1|l ml,milliliter,millilitre 1e-3|c c,celsius 1|f f,fahrenheit 1|kelvin kelvin 1
-    |w w,watt 1|w kw,kilowatt 1e3|w mw,megawatt 1e6|v v,volt 1|j j,joule 1|j kj,kilojoule 1e3|n n,newton 1
-    |hz hz,hertz 1|hz khz 1e3|hz mhz 1e6|byte kb 1e3|byte mb 1e6|byte gb 1e9|amp amp,ampere 1|% %,percent,per cent 1e-2
-    |$ $,us$,usd,dollar 1|$ ¢,cent 1e-2|€ €,eur,euro 1|£ £,gbp 1|¥ ¥,yen,yuan 1|m/s kph,kmh .2777777777777778
-    |ft/s mph 1.4666666666666666""".split("|"):
-    _dimension, _names, _size = re.match(r"(\S+) (.+) (\S+)", _line.strip()).groups()
-    UNITS |= {name + s: (_dimension, float(_size)) for name in _names.split(",") for s in ("", "s")}
-ASKED = {"%": "percentage share proportion rate probability chance fraction".split(), "year": "old age".split()}
-ASKED |= {c: "cost costs price paid pay revenue money salary income spend spent worth total".split() for c in "$€£¥"}
-_UNIT = "(?:" + "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True)) + r")(?![^\W\d])"
-UNIT = (
-    rf"(?P<power>square |sq\.? |cubic )?(?P<unit>(?!in\b *\w){_UNIT})(?: ?\^ ?(?P<hat>[23])\b|(?P<digit>[23])\b)?"
-    rf"(?: ?(?:/|per\b) ?(?P<per>{_UNIT})(?:\^?(?P<perdigit>2)\b)?)?"
-)
-ONE_UNIT = re.compile(rf"(?<![^\W\d]){UNIT}")
-QUANTITY = re.compile(
-    rf"(?P<sign>(?<![\w)])[+-](?=\S))?(?P<money>us\$|[$€£¥]|\b(?:usd|eur|gbp)\b)? ?(?<![^\W_]|\.)(?P<number>{NUM})"
-    rf"(?!\d)"
-    rf"(?:[ -]?(?:degrees?\b|°)?\s?{UNIT}| ?(?:degrees?\b|°))?"
-)
 THING = re.compile(r"\b(?:is|are|was|were) (?:an?|the)\b")
-LABEL = re.compile(r"\b(?:step|figure|fig\.?|question|item|row|column|panel|page|chapter|option|no\.)$")
-YEAR = re.compile(r"\b(?:in|for|of|from|year|by|since|until|during|to|and)$|,$")
-BOUND = re.compile(r"\b(?:at least|at most|up to|over|under|above|below|nearly|almost|exceed\w*|half)$|[-+*×·/√^±<>]$")
-OPERATOR = re.compile(r" ?[+×·^√±]| ?\*|/|[^\W\d_]| - [b-hj-z]\b")
-OPTION = re.compile(
-    r"\(([A-Ha-h])\)|(?<!\w)([A-H])(?:[.):、](?=\s|[^\x00-\x7f]|$)|\)|(?=\W*$))"
-)  # (B)  B.  B:  B at the end
-LETTER = (  # a letter as an option; "a" alone is an article unless something follows that follows an option
-    r"[(\[]([LETTERS])[)\]]|(?<![\w'-])(?:(?!a\b)([LETTERS])|(?:(?<=option )|(?<=choice )|(?<=answer )|(?=a ?(?:$|"
-    r"[.,;:!?)\n/‹(]|(?:is|was|and|or|nor|because|since|as|not|but|would|looks|fits|seems|can|must|unlike|are)\b)))(a))"
-    r"(?![\w'-])[):]?"
-)
-YES_NO = {
-    "yes": r"\b(?:yes|yeah|yep|yup)\b",
-    "no": r"\b(?:no|nope)\b(?= *(?:$|[.,;:!\n]|(?:there is|it|he|she|they|the|this|that|i|we|because|since)\b))",
-}
-
-
-# ------------------------------------------------------------------------------------------------ 2 mark
-class Reference(NamedTuple):
-    """What a response is compared with. `mark` puts ★ and ✗ into a plain text; `asked`: the stems of the question."""
-
-    kind: str
-    mark: Callable[[str], str]
-    asked: frozenset
-    whole: str
-    ordered: bool
-
-
-def stem(word: str) -> str:
-    """Good enough to see that "painter" speaks of "painted"."""
-    return re.sub(r"(?:ing|ed|ers?|es|e|s)$", "", word) if len(word) > 3 else word
-
-
-def phrase(text: str) -> str:
-    """A pattern for the words of a plain text, whatever stands between them."""
-    words = re.findall(r"[\w°%$€£√^/+=-]+", text)
-    words = words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
-    return r"(?<![\w-])(?:the |an? )?" + r"\W{1,3}(?:the |an? )?".join(map(re.escape, words)) + r"(?![\w-])"
-
-
-def unit_of(m: re.Match) -> tuple[str, float] | None:
-    """(dimension, size) of what QUANTITY or ONE_UNIT found: km/h -> ("m/s", 0.278); None without a unit."""
-    found = m.groupdict()
-    name = found["unit"] or found.get("money")
-    if not name:
-        return None
-    dimension, size = UNITS[name]
-    if found["power"] or found["hat"] or found["digit"]:
-        power = 3 if found["power"] == "cubic " or "3" in (found["hat"], found["digit"]) else 2
-        dimension, size = f"{dimension}^{power}", size**power
-    if found["per"]:
-        below, part = UNITS[found["per"]]
-        dimension, size = f"{dimension}/{below}{found['perdigit'] or ''}", size / part
-    return dimension, size
-
-
-def quantities(text: str) -> list[tuple]:
-    """(start, end, number, unit) of every number in a plain text: "5 cm" -> [(0, 4, 5.0, ("m", 0.01))]."""
-    found = QUANTITY.finditer(text)
-    return [(m.start(), m.end(), float(m["number"]) * (-1 if m["sign"] == "-" else 1), unit_of(m)) for m in found]
-
-
-def equal(said: tuple, wanted: tuple, question: str) -> bool:
-    """Are two (number, unit) the same? A unit may be missing; one that the wanted one lacks must be asked for."""
-
-    def close(a: float, b: float) -> bool:
-        return abs(a - b) <= 1e-9 * max(abs(a), abs(b))
-
-    (number, unit), (other, other_unit) = said, wanted
-    alike = unit and other_unit and unit[0] == other_unit[0]
-    percent = "%" in ((unit or " ")[0], (other_unit or " ")[0])
-    if (alike or percent) and close(number * (unit or (0, 1))[1], other * (other_unit or (0, 1))[1]):
-        return True
-    if not unit or other_unit:
-        return not unit and close(number, other)
-    sizes = [size for dimension, size in asked_units(question) if dimension == unit[0]]
-    return any(close(number * unit[1], other * size) for size in sizes)
-
-
-@functools.lru_cache(maxsize=4096)
-def asked_units(question: str) -> tuple:
-    """The units that a plain question asks for: "how many metres" -> (("m", 1.0),)."""
-    found = [unit_of(m) for m in ONE_UNIT.finditer(question) if len(m[0]) > 1 or not m[0].isalpha()]
-    words = set(re.findall(r"[a-z]+", question))
-    found += [unit for unit in set(UNITS.values()) if words & set(ASKED.get(unit[0], ()))]
-    return tuple(found)
-
-
-def with_numbers(text: str, new: Callable) -> str:
-    """The text with new(start, end, (number, unit), text) in the place of every number for which that is not None."""
-    out, done = [], 0
-    for start, end, *said in quantities(text):
-        word = new(start, end, tuple(said), text)
-        if word is not None:
-            out += [text[done:start], word]
-            done = end
-    return "".join(out) + text[done:]
-
-
-def number_marker(wanted: tuple, question: str) -> Callable[[str], str]:
-    """★ for the (number, unit), ✗ for any other number; numbers of the question, years and labels stay as they are."""
-    known = {number for _, _, number, _ in quantities(question)}
-    dated = any(1500 <= n <= 2100 for n in known)
-    known = set() if wanted[0] in known else known
-
-    def kept(number, unit, before, after) -> bool:
-        year = not unit and 1500 <= number <= 2100 and number == int(number) and not 1500 <= wanted[0] <= 2100
-        label = number in known or after[:2] in ("st", "nd", "rd", "th") or LABEL.search(before)
-        return bool(label or (year and (dated or YEAR.search(before))))
-
-    def sign(start: int, end: int, said: tuple, text: str) -> str | None:
-        before, after = text[max(0, start - 20) : start].rstrip(), text[end : end + 5]
-        if kept(*said, before, after):
-            return None
-        exact = not BOUND.search(before) and not OPERATOR.match(after)
-        return " ★ " if exact and equal(said, wanted, question) else " ✗ "
-
-    def mark(text: str) -> str:
-        if wanted[0] == 0:  # "there are no cups"
-            text = re.sub(r"\b(there (?:is|are)|see|has|have) no\b|\bnone\b", r"\1 0", text)
-        if wanted[1] and wanted[1][0] == "£":
-            text = text.replace("pound", "gbp")
-        return with_numbers(text, sign)
-
-    return mark
-
-
-def option_marker(letter: str, texts: dict[str, str], question: str) -> Callable[[str], str]:
-    """★ for the option's letter, its text, or both; ✗ for another option and for a letter with a wrong text."""
-    numbers = {k: quantities(t)[0] for k, t in texts.items() if QUANTITY.fullmatch(t)}
-    named = sorted((item for item in texts.items() if item[1]), key=lambda item: -len(item[1]))
-    pattern = re.compile("|".join(f"(?P<{k}>{phrase(t)})" for k, t in named) or r"(?!)")
-    letters = re.compile(LETTER.replace("LETTERS", "".join(sorted({letter, *texts})) if len(texts) > 1 else "a-h"))
-
-    def of_number(said: tuple) -> str | None:
-        return next((f"‹{k}›" for k, q in numbers.items() if equal(said, q[2:], question)), None)
-
-    def mark(text: str) -> str:
-        if len(numbers) == len(texts) > 1:
-            text = with_numbers(text, lambda start, end, said, text: of_number(said))
-        else:
-            text = pattern.sub(lambda m: f"‹{m.lastgroup}›", text)
-        text = letters.sub(lambda m: f"«{m[1] or m[2] or m[3]}»" + (m[0][-1] if m[0][-1] in "):]" else ""), text)
-        text = re.sub(r"«(\w)»[\s.:)\]-]*‹\1›|‹(\w)›[\s(]*«\2»", r"«\1\2»", text)
-        text = re.sub(r"«\w»[\s.:)\]-]*‹\w›|‹\w›\s*\(\s*«\w»", "✗", text)
-        if texts.get(letter):  # "(B) green" where B is red
-            text = re.sub(r"«\w»[\]):] *([^\W\d_]+)", lambda m: m[0] if m[1] in FILLER | OPENERS | NOT else "✗", text)
-        return re.sub(r"[«‹](\w)[»›][)\[\]:]?", lambda m: " ★ " if m[1] == letter else " ✗ ", text)
-
-    return mark
-
-
-def word_marker(pattern: str, rivals: list[str]) -> Callable[[str], str]:
-    """★ for the pattern, ✗ for each of the rival patterns."""
-    right, wrong = re.compile(pattern), re.compile(rf"\b(?:{'|'.join(rivals)})\b" if rivals else r"(?!)")
-    return lambda text: wrong.sub(" ✗ ", right.sub(" ★ ", text))
-
-
-def time_marker(wanted: str, question: str) -> Callable[[str], str]:
-    """★ for the date or time of day (as engine/plain.py writes them), ✗ for others.
-
-    What the reference says of a date must be said or stand in the question. 14:30 is 2:30 pm; where one of the two
-    times does not say the half of the day, 2:30 is enough.
-    """
-
-    def parts(text: str) -> list[str]:
-        if text.startswith("date"):
-            return text[4:].split("x")
-        hour, minutes = text[4:].rstrip("ap").split("x")
-        half = text[-1] if text[-1] in "ap" else "p" if int(hour) > 12 else ""
-        return [str(int(hour) % 12), minutes, half]
-
-    def right(text: str) -> bool:
-        pairs = zip(parts(wanted), parts(text), strict=True)
-        loose = question if wanted.startswith("date") else "ap"
-        return all(not w or w == s or (not s and w in loose) for w, s in pairs)
-
-    pattern = re.compile(rf"\b{wanted[:4]}\d*x\w+\b")
-    return lambda text: pattern.sub(lambda m: " ★ " if right(m[0]) else " ✗ ", text)
-
-
-def options(text: str) -> dict[str, str]:
-    """The options that a text offers: "Which? (A) red (B) blue" -> {"a": "red", "b": "blue"}."""
-    marks = list(OPTION.finditer(text))
-    ends = [m.start() for m in marks[1:]] + [len(text)]
-    found = {}
-    for m, end in zip(marks, ends, strict=False):
-        behind = text[m.end() : end].strip(" \n*_.:").partition("\n")[0]
-        found[(m[1] or m[2]).lower()] = plain(re.sub(r"[,;]?\s*(?:\b(?:or|and))?$", "", behind)).rstrip(".,;")
-    return found
-
-
-def members(text: str) -> list[str]:
-    """The members of a list: "red; dark blue and green" -> [red, dark blue, green]."""
-    parts = re.split(r"[;\n|&,\[\]()]|\band\b|/(?!\d)", text)
-    return [p for p in (re.sub(r"^(?:the|an?) (?=\w)", "", part.strip(" .")) for part in parts) if p]
-
-
-@functools.lru_cache(maxsize=4096)
-def refer(question: str, answer: str) -> Reference:
-    """The reference of one question, made ready once."""
-    offered, named = options(unicodedata.normalize("NFKC", question)), options(answer) if OPTION.match(answer) else {}
-    offered = offered if len(offered) > 1 else {}
-    text, whole = plain(question), plain(answer).strip(" .")
-    words = re.findall(r"[^\W_]+", text)
-    asked = frozenset(stem(w) for w in words if w not in FILLER)
-    value = whole.rpartition("=")[2].strip()
-    found = quantities(value)
-    around = value[: found[0][0]] + value[found[0][1] :] if len(found) == 1 else "?"
-    letter = next(iter(named), None) or next((k for k, t in offered.items() if t == whole), None)
-    letter = letter or (whole if re.fullmatch("[a-h]", whole) else None)
-    if letter:
-        kind, mark = "option", option_marker(letter, offered or {k: t for k, t in named.items() if t}, text)
-    elif whole in YES_NO:
-        kind, mark = "yes or no", word_marker(YES_NO[whole], [YES_NO["no" if whole == "yes" else "yes"]])
-    elif re.fullmatch(r"(?:date|time)\w+", whole):
-        kind, mark = "time", time_marker(whole, text)
-    elif not {stem(w) for w in re.findall(r"[^\W_]+|[?]", around)} - asked:
-        kind, mark = "number", number_marker(found[0][2:], text)
-    elif len(members(whole)) > 1:
-        kind, mark = "list", str
-    else:
-        rivals = [w for group in RIVALS if whole in group for w in group if w != whole and w not in words]
-        kind, mark = "words", word_marker(phrase(whole), rivals)
-    return Reference(kind, mark, asked, whole, bool(ORDERED.search(question)) or whole[:1] in "([")
-
-
-# ------------------------------------------------------------------------------------------------ 3 settle
 TOKEN = re.compile(r"[★✗]|\d+(?:\.\d+)?\w*|[^\W\d_][\w-]*|[.,;:!?()\n=/+-]|[°%$€£√]")
 
 

@@ -18,7 +18,7 @@ import tiny.world as tiny_world
 
 HOME = Path(__file__).resolve().parent.parent
 LEVELS = """
-    engine.command engine.files engine.plain engine.rule data grpo
+    engine.command engine.files engine.plain engine.words engine.marks engine.rule data grpo
     config engine.families engine.served engine.answers tiny.world tiny.models
     model engine.sharding engine.folders engine.loading engine.keys_values engine.lora
     discriminator judge rollout engine.run engine.memory engine.players engine.local engine.asking

@@ -1,14 +1,14 @@
 """The rule (engine/rule.py): what counts as an answer, what takes it back, and what cannot be told."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 
 from data import Question
+from engine.marks import options, refer
 from engine.plain import plain
-from engine.rule import clauses, options, refer, rule_judge
+from engine.rule import clauses, rule_judge
 from judge import rule_judge as public_name
 
 CASES = Path(__file__).resolve().parent.parent / "results" / "rule_cases.jsonl"
@@ -71,7 +71,8 @@ TABLE = {  # (question, answer): (right, wrong)
     ("What time is it?", "9:45"): (["quarter to ten", "09:45", "9:45 am"], ["9:54", "945", "quarter past nine"]),
     ("When does the train leave?", "2:30 PM"): (["14:30", "half past two"], ["2:30 AM", "14:03"]),
     ("图中是什么动物？\nA. 猫\nB. 狗\nC. 马", "B"): (
-        ["答案是B", "Ｂ", "故选：B", "（B）", "狗", "应该选择B"], ["不是B", "选C，不选B。", "A或B", "排除B，选A。", "猫"],
+        ["答案是B", "Ｂ", "故选：B", "（B）", "狗", "应该选择B"],
+        ["不是B", "选C，不选B。", "A或B", "排除B，选A。", "猫"],
     ),
     ("图中有几个苹果？", "3"): (["三个", "图中有3个苹果。"], ["三十个", "不是3个", "大于3"]),
     ("Which fruits?", "apple, banana, pear"): (
@@ -154,14 +155,13 @@ def test_what_changes_nothing_and_what_changes_all(question, answer, response):
     assert [r for r in other if verdict(question, answer, r) != 0] == []
 
 
-@pytest.mark.parametrize("question, answer", [k[:2] for k in KINDS])
-@pytest.mark.parametrize(
-    "piece", ["1", "a ", "1,", "(", "\\frac{", "$a", "x=3 ", "three ", "not ", "是", "三", "- ", "<|"]
-)
-def test_a_response_of_100_000_characters_is_judged(question, answer, piece):
-    start = time.process_time()
-    assert verdict(question, answer, piece * (20_000 // len(piece))) == 0
-    assert time.process_time() - start < 10  # quadratic patterns took minutes
+PIECES = ["1", "a ", "1,", "(", "\\frac{", "$a", "x=5 ", "three ", "not ", "是", "三", "- ", "<|", "may ", "12:30 "]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_a_response_of_100_000_characters_is_judged(piece):  # a quadratic pattern would take minutes
+    for question, answer, _ in KINDS[:1] + KINDS[4:5]:
+        assert verdict(question, answer, piece * (100_000 // len(piece))) == 0
 
 
 def test_plain_writes_one_way():
