@@ -1,6 +1,6 @@
 """The judge: does a response say the right thing? r_ans in {0, 1}.
 
-    rule              compares the final answer with the reference: words, numbers with units, option letters, lists
+    rule              compares what a response settles on: words, numbers with units, options, lists (engine/rule.py)
     a name, a folder  a language model in this process: one packed forward per question, "1" against "0"
     http://HOST/v1    a served language model: a brief explanation, then <answer>0|1</answer>; http://HOST/v1#MODEL
                       where several are served
@@ -22,103 +22,10 @@ from pathlib import Path
 from data import Question, seed_of
 from engine.answers import AnswerLog
 from engine.command import UserError
+from engine.rule import rule_judge
 from engine.served import Server, is_url
 
 MALFORMED_ALARM = 0.2  # a share of empty, looping or unreadable texts above this is worth a warning
-
-
-# ------------------------------------------------------------------------------------------------ the rule
-FINAL = re.compile(r"\banswer(?: is|:)|\bfinal\b(?: answer)?(?: is|:)?", re.IGNORECASE)
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(/0*[1-9]\d*)?")
-NOT = {"not", "no", "isnt", "never"}
-ORDERED = re.compile(r"\b(order|sort|rank|sequence|steps?|from|first)\b", re.IGNORECASE)  # the question asks for one
-OPTION = re.compile(r"\(([A-Ha-h])\)|(?<!\w)([A-H])(?:[.):](?=\s|$)|(?=\W*$))")  # (B)  B.  B:  B at the end
-SMALL = {w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())}
-# every way to write a unit, in the first way
-ALIASES = """%,percent $,dollar,usd €,euro,eur °,degree mm,millimeter,millimetre cm,centimeter,centimetre m,meter,metre
-    km,kilometer,kilometre in,inch,inches ft,foot,feet mi,mile mg,milligram g,gram kg,kilogram lb,pound s,sec,second
-    min,minute h,hr,hour day week month year ml,milliliter,millilitre l,liter,litre c,celsius f,fahrenheit
-    w,watt kw,kilowatt v,volt j,joule n,newton hz,hertz mph""".split()
-UNITS = {w + s: line.split(",")[0] for line in ALIASES for w in line.split(",") for s in ("", "s")}
-
-
-def normalise(text: str) -> list[str]:
-    """Words in lower case without punctuation, articles and "and"; numbers in one form.
-
-    Example: "The three: 3.0 cups, 1/2." -> [3 3 cups 1/2]; "$1,200" -> [$ 1200]; "1,2" -> [1 2].
-    """
-    words = []
-    plain = text.lower().replace("'", "").replace("−", "-")
-    for word in re.findall(r"[+-]?\d[\d.,:/]*|[+-]?\.\d+|[^\W\d_]+|[%$€°]", plain):
-        word = word.rstrip(".,:/")
-        if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", word):
-            word = word.replace(",", "")
-        for part in word.split(","):
-            words.append(f"{float(part):.15g}" if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", part) else part)
-    return [SMALL.get(w, w) for w in words if w not in ("a", "an", "the", "and")] or text.split()
-
-
-def quantity(words: list[str]) -> tuple[float, str] | None:
-    """One number with or without units: [5 centimetres] -> (5, cm), [1/2] -> (0.5, ""); None for anything else."""
-    numbers = [w for w in words if NUMBER.fullmatch(w)]
-    units = [UNITS[w] for w in words if w in UNITS]
-    if len(numbers) != 1 or len(words) != 1 + len(units):
-        return None
-    top, _, bottom = numbers[0].partition("/")
-    return float(top) / float(bottom or 1), units[-1] if units else ""
-
-
-def items(text: str) -> list[tuple]:
-    """The members of a list, sorted: "red; dark blue and green" -> [(dark blue), (green), (red)]."""
-    parts = re.split(r"[;/\n|&]|,(?!\d{3}\b)|\band\b", text)
-    return sorted(tuple(normalise(p)) for p in parts if re.search(r"\w", p))
-
-
-def options(text: str) -> dict[str, list[str]]:
-    """The options that a text offers: "Which? (A) red (B) blue" -> {A: [red], B: [blue]}."""
-    marks = list(OPTION.finditer(text))
-    ends = [m.start() for m in marks[1:]] + [len(text)]
-    behind = [text[m.end() : end].strip(" \n*_.:") for m, end in zip(marks, ends, strict=False)]
-    return {(m[1] or m[2]).upper(): normalise(words) for m, words in zip(marks, behind, strict=True)}
-
-
-def rule_judge(question: Question, response: str) -> int:
-    """1 if the response's final answer is the reference answer.
-
-    What follows the last "answer is", "answer:" or "final" is the final answer; without such words the response has to
-    end with the reference answer. An empty response is wrong, and so is one that offers a choice ("red or green"). A
-    unit may be missing; one that the reference lacks must be in the question. A list may come in any order unless the
-    question asks for one.
-
-    Example: reference "3": "i see a b c. the answer is 3" -> 1, "3" -> 1, "3 or 4" -> 0, "the answer is 3 things" -> 0;
-    reference "B" to "(A) red (B) blue": "(B)", "blue", "b" -> 1, "(B) red" -> 0; "5 cm": "5 centimetres", "5" -> 1.
-    """
-    *before, tail = FINAL.split(re.sub(r"</?\w+>", " ", response))
-    answer, said = normalise(question.answer), normalise(tail)
-    if not said or ("or" in said and "or" not in answer):
-        return 0
-    # ---- options: the letter, or the text behind it, or both if they agree
-    offered = options(question.text)
-    named = options(question.answer) if OPTION.match(question.answer) else {}
-    letter = next(iter(named), None) or next((k for k, words in offered.items() if words == answer), None)
-    if letter and (named or len(offered) > 1):
-        text = named.get(letter) or offered.get(letter) or []
-        chosen = options(tail.upper() if len(said) == 1 == len(said[0]) else tail)
-        if chosen:
-            alone = list(chosen) == [letter] and not NOT & (set(said) - set(text))
-            return int(alone and (not chosen[letter] or not text or chosen[letter] == text))
-        answer = text or answer
-    # ---- words, numbers, lists
-    if said == answer if before else said[-len(answer) :] == answer:
-        return int(not said[: -len(answer)] or said[-len(answer) - 1] not in NOT)
-    wanted = quantity(answer)
-    if wanted:
-        ends = [said] if before else [said[-n:] for n in (3, 2, 1)]
-        number, unit = next((q for q in map(quantity, ends) if q), (None, ""))
-        asked = {UNITS.get(w) for w in normalise(question.text)}
-        return int(number == wanted[0] and (unit in (wanted[1], "") or (not wanted[1] and unit in asked)))
-    several = items(question.answer)
-    return int(len(several) > 1 and not ORDERED.search(question.text) and items(tail) == several)
 
 
 # ------------------------------------------------------------------------------------------------ the template
