@@ -19,7 +19,7 @@ import tiny.world as tiny_world
 from tests.helpers import HOME, OURS
 
 LEVELS = """
-    engine.command engine.files data grpo
+    engine.command engine.files engine.alarms data grpo
     config engine.families engine.contradictions engine.served engine.answers tiny.world tiny.models
     model engine.sharding engine.folders engine.loading engine.keys_values engine.lora
     discriminator judge rollout engine.run engine.memory engine.players engine.local engine.asking
