@@ -256,9 +256,9 @@ class Judge:
         if len(unreadable) > UNREADABLE_ALARM * len(todo) and not self.warned:
             self.warned = True
             print(
-                f"  WARNING: --judge {self.name}: {len(unreadable)} of {len(todo)} replies hold no verdict and count as 0; "
-                f"the last one ends in {unreadable[-1]}; take another model, or switch its thinking off (a reply has at "
-                f"most {self.max_tokens} tokens)",
+                f"  WARNING: --judge {self.name}: {len(unreadable)} of {len(todo)} replies hold no verdict and count "
+                f"as 0; the last one ends in {unreadable[-1]}; take another model, or switch its thinking off (a reply "
+                f"has at most {self.max_tokens} tokens)",
                 flush=True,
             )
 

@@ -5,6 +5,8 @@ An alarm is a function of the logged rows alone. So a resumed run says what a st
 
 from statistics import median
 
+from config import D_ALARM
+
 SMOOTH = 5  # rows: every level is compared with a median over so many, which a single bad step does not move
 PATIENCE = 20  # rows: how long D may win; and until then D at chance is too early
 FAST = 10  # rows in which responses may not grow or shrink by a factor of 3
@@ -42,7 +44,7 @@ ALARMS = [  # name, is its level crossed?, what is said; {metric} is the typical
     ),
     (
         "D at chance",
-        lambda rows: len(rows) <= PATIENCE and typical(rows, "d_accuracy") < 0.55,
+        lambda rows: len(rows) <= PATIENCE and typical(rows, "d_accuracy") < D_ALARM,
         "D's accuracy is {d_accuracy:.2f} so early, so its reward is noise: more --d-steps, or a lower --d-lr",
     ),
     (
