@@ -73,16 +73,18 @@ def test_a_method_without_d_kl_or_student_rows_raises_nothing():
     assert names([plain] * 30) == []
 
 
-def test_the_page_lists_every_alarm_with_flags_that_exist():
+def test_the_page_has_every_alarm_with_its_flags_and_a_command_that_train_py_takes(monkeypatch):
+    monkeypatch.chdir(HOME)
     page = (HOME / "docs/alarms.md").read_text()
     table = {row.split("|")[1].strip(): row for row in page.splitlines() if row.startswith("| ")}
     flags = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(Config)}
     for name, _, text in alarms.ALARMS:
         assert set(re.findall(r"--[a-z-]+", text)) <= set(re.findall(r"--[a-z-]+", table[name])) <= flags, name
-    commands = re.findall(r"^python train.py (.*)$", page, re.M)
-    assert len(commands) == len(alarms.ALARMS)
-    for command in commands:
-        parse(command.partition("#")[0].split())
+    short = dict(re.findall(r'^([A-Z]+)="(.*)"$', page, re.M))
+    commands = re.findall(r"^python train.py (.*?) +# ([\w ]+)", page, re.M)
+    assert [name for _, name in commands] == [name for name, *_ in alarms.ALARMS]
+    for command, _ in commands:
+        parse([word for part in command.split() for word in short.get(part.removeprefix("$"), part).split()])
 
 
 def printed(capsys) -> list[str]:
