@@ -45,7 +45,7 @@ ALARMS = [  # name, is its level crossed?, what is said; {metric} is the typical
     (
         "D at chance",
         lambda rows: len(rows) <= PATIENCE and typical(rows, "d_accuracy") < D_ALARM,
-        "D's accuracy is {d_accuracy:.2f} so early that its reward teaches little: more --d-steps, lower --d-lr or --lr",
+        "D's accuracy is {d_accuracy:.2f} so early, so its reward teaches little: more --d-steps, lower --d-lr or --lr",
     ),
     (
         "responses grow",
