@@ -25,7 +25,7 @@ from engine.command import UserError
 from engine.rule import rule_judge
 from engine.served import Server, is_url
 
-MALFORMED_ALARM = 0.2  # a share of empty, looping or unreadable texts above this is worth a warning
+UNREADABLE_ALARM = 0.2  # a share of replies without a verdict above this is worth a warning
 
 
 # ------------------------------------------------------------------------------------------------ the template
@@ -81,7 +81,8 @@ class Judge:
 
     name: "rule", a URL, or a language model here: a name in JUDGES or a folder (engine/local.py says what
     device, mesh and `random` mean). Raises UserError for anything else. cache: a file for the verdicts of language
-    models: the same text is asked about once, in this run and after a resume.
+    models: the same text is asked about once, in this run and after a resume. A reply without a verdict scores 0 and is
+    not kept: the text is asked about again when it comes again. Many of them are a warning, once per Judge.
 
     For studies a training judge can be weak: `judged` is the share of questions that have an answer key (the rest score
     0 for every response), `wrong` the share of verdicts turned round. Both by a hash, so always the same ones.
@@ -91,7 +92,7 @@ class Judge:
         self.name, self.judged, self.wrong, self.max_tokens = name, 1.0, 0.0, 300
         self.server = Server(name) if is_url(name) else None
         self.known = AnswerLog(Path(cache) if cache and name != "rule" else None, "key")
-        self.texts, self.bad = 0, 0
+        self.texts, self.bad, self.warned = 0, 0, False
         self.away = False  # is a local judge on its device only while it is asked?
         if name != "rule" and not self.server:
             from engine.local import LanguageModel
@@ -120,14 +121,14 @@ class Judge:
             found = [None if malformed(text) else rule_judge(question, text) for question, text in pairs]
         else:
             keys = [None if malformed(text) else self.key(question, text) for question, text in pairs]
-            todo = {key: pair for key, pair in zip(keys, pairs, strict=True) if key and key not in self.known}
+            todo = {key: pair for key, pair in zip(keys, pairs, strict=True) if key and self.kept(key) is None}
             if self.server:
                 from engine.sharding import together
 
                 together(lambda: self.known.add(self.ask_server(todo)))
             else:
                 self.known.add(self.ask_model(todo))
-            found = [self.known[key]["verdict"] if key else None for key in keys]
+            found = [self.kept(key) for key in keys]
         self.texts, self.bad = self.texts + len(found), self.bad + found.count(None)
         return [verdict or 0 for verdict in found]
 
@@ -136,6 +137,10 @@ class Judge:
         counts = self.bad, self.texts
         self.texts = self.bad = 0
         return counts
+
+    def kept(self, key: str | None) -> int | None:
+        """The verdict that is kept under a key; None where there is none."""
+        return self.known.get(key, {}).get("verdict")
 
     def key(self, question: Question, text: str) -> str:
         """What a verdict is kept under."""
@@ -146,11 +151,23 @@ class Judge:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def ask_server(self, todo: dict) -> Iterator[dict]:
-        """Verdicts on the (question, text) of `todo`, as the server answers."""
+        """Verdicts on the (question, text) of `todo`, as the server answers; a reply without one yields nothing."""
         chats = (judge_chat(SERVED, *pair) for pair in todo.values())
-        keys = list(todo)
-        for i, reply, _ in self.server.answers(chats, self.max_tokens):
-            yield dict(key=keys[i], verdict=read_verdict(reply))
+        keys, unreadable = list(todo), []
+        for i, reply, reason in self.server.answers(chats, self.max_tokens):
+            verdict = read_verdict(reply)
+            if verdict is None:
+                unreadable.append(repr(reply[-80:]) + ", cut off" * (reason == "length"))
+            else:
+                yield dict(key=keys[i], verdict=verdict)
+        if len(unreadable) > UNREADABLE_ALARM * len(todo) and not self.warned:
+            self.warned = True
+            print(
+                f"  WARNING: --judge {self.name}: {len(unreadable)} of {len(todo)} replies hold no verdict and count "
+                f"as 0; the last one ends in {unreadable[-1]}; take another model, or switch its thinking off (a reply "
+                f"has at most {self.max_tokens} tokens)",
+                flush=True,
+            )
 
     def ask_model(self, todo: dict) -> Iterator[dict]:
         """Verdicts on the (question, text) of `todo`, one question at a time, each in one packed forward.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from config import SAMPLES, TEMPERATURE
 from data import seed_of
 from engine.answers import AnswerLog
-from engine.asking import own_answers, served_answers
+from engine.asking import not_all_empty, own_answers, served_answers
 from engine.command import UserError, some
 from engine.families import FULL
 from engine.files import as_jsonl, read_jsonl, text_field
@@ -53,19 +53,21 @@ def teacher_folder(name: str) -> Path:
 def ask_teacher(name: str, url: str, questions: list, run: Run, samples: dict | None = None) -> list[Response]:
     """samples[id] responses to every question (None: `teacher_samples`), from a server (`url`) or a teacher asked here.
 
-    Each response is written to disk as it arrives, so that a resumed run asks only for the rest.
+    Each response is written to disk as it arrives, so that a resumed run asks only for the rest, and again where the
+    text was empty. Raises UserError where all texts are.
     """
     samples = samples or {q.id: run.cfg.teacher_samples for q in questions}
     wanted = [(q, i) for q in questions for i in range(samples[q.id])]
     path = run.path / f"teachers-{name.replace('/', '-')}.part.jsonl"
     known = AnswerLog(path, "question", "index", writes=run.first, check=check_response)
-    missing = [(q, i) for q, i in wanted if (q.id, i) not in known]
+    missing = [(q, i) for q, i in wanted if not known.get((q.id, i), {}).get("text", "").strip()]
     bar = dict(desc=f"teacher {name}", total=len(missing), delay=2, disable=not run.first)
     if url:  # rank 0 asks the server, the others wait
         arriving = served_answers(Server(url), missing, run.cfg) if run.first else ()
-        together(lambda: known.add(tqdm(arriving, **bar)))
+        together(lambda: known.add(not_all_empty(tqdm(arriving, **bar), known, len(wanted), name)))
     elif missing:
-        known.add(tqdm(own_answers(name, teacher_folder(name), missing, samples, run), **bar))
+        arriving = own_answers(name, teacher_folder(name), missing, samples, run)
+        known.add(not_all_empty(tqdm(arriving, **bar), known, len(wanted), name))
     barrier()
     known = AnswerLog(path, "question", "index", writes=False, check=check_response)  # all read what rank 0 wrote
     rows = [known[q.id, i] for q, i in wanted]
@@ -137,22 +139,27 @@ def whole_responses(run: Run, encoder: Encoder, questions: list) -> dict[str, di
 
     Responses that are cut off, empty or too long for the student are skipped; their count is printed.
     """
-    cfg, file, cut, wrong = run.cfg, run.path / "teachers.jsonl", 0, []
+    cfg, file, left, wrong = run.cfg, run.path / "teachers.jsonl", collections.Counter(), []
     of: dict[str, dict[str, list]] = {q.id: {name: [] for name in cfg.teacher_names} for q in questions}
-    for where, row in read_jsonl(file, ("question", "teacher", "text", "verdict"), wrong, check_response):
+    rows = read_jsonl(file, ("question", "teacher", "text", "verdict"), wrong, check_response)
+    for where, row in rows:
         if row["teacher"] not in cfg.teacher_names:
             raise UserError(f"{where}: teacher {row['teacher']!r} is not among --teachers {cfg.teachers}")
         text = encoder.clean(row["text"])
         ids = encoder.reply_ids(text)
-        if not (row.get("finished", True) and text and len(ids) <= cfg.max_new_tokens):
-            cut += 1
+        if not text:
+            left["empty"] += 1
+        elif not row.get("finished", True) or len(ids) > cfg.max_new_tokens:
+            left[f"cut off or over {cfg.max_new_tokens} tokens"] += 1
         elif row["question"] in of:
             found = of[row["question"]][row["teacher"]]
             found.append((Response(row["question"], len(found), row["teacher"], ids, text), row["verdict"]))
     if wrong:
         print(f"  WARNING: {len(wrong)} lines cannot be used and are left out: {some(wrong)}")
-    if cut:
-        print(f"  {cut} teacher responses are left out: cut off, empty, or over {cfg.max_new_tokens} tokens")
+    if left:
+        print("  teacher responses are left out: " + ", ".join(f"{n} {why}" for why, n in left.items()))
+    if left["empty"] == len(rows):
+        raise UserError(f"{file}: all teacher texts are empty; correct the teacher, or --teachers-file")
     if none := [q for q, found in of.items() if not any(found.values())]:
         print(f"  {len(none)} questions are left out, no teacher has a whole response to them: {some(none)}")
     return of

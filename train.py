@@ -215,7 +215,7 @@ def ril(run: Run) -> None:
 
         # 9 log
         report.show(run, step, asked, groups, similarity, answer, advantage, [0, G] if G and T else [0])
-        row = dict(loss=loss_sum, gradient_norm=norm, malformed=report.malformed_share(judge, step), **d_row)
+        row = dict(loss=loss_sum, gradient_norm=norm, malformed=report.malformed_share(judge), **d_row)
         row |= report.look_metrics(asked, fresh, student_logit)
         row |= report.step_metrics((reward, similarity, answer, is_teacher, advantage), ratios)
         row |= report.token_metrics(fresh, packed, logp_old, logp_ref, is_teacher[:, :scored], cut, cfg.kl, how)

@@ -1,12 +1,13 @@
 """Asking a teacher, loaded here or served. Both yield every response as it arrives."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from data import Question, seed_of, slices
+from engine.command import UserError
 from engine.players import compute_dtype, load_sharded
 from engine.run import Run
 from engine.served import Server, chat_message
@@ -47,6 +48,18 @@ def own_answers(name: str, folder: Path, missing: list[tuple], samples: dict, ru
                 yield dict(question=r.question, index=r.index, text=r.text, finished=r.finished)
     del vlm
     gc.collect()  # FSDP modules hold reference cycles, and another teacher may follow
+
+
+def not_all_empty(rows: Iterable[dict], known: dict, total: int, name: str) -> Iterator[dict]:
+    """The same rows. Raises UserError when `known`, which keeps them, has 64 (or `total`) texts and all are empty."""
+    for row in rows:
+        yield row
+        if len(known) >= min(64, total) and not any(r["text"].strip() for r in known.values()):
+            raise UserError(
+                f"--teachers {name}: all of its {len(known)} texts are empty; a model that thinks first needs a larger "
+                "--max-new-tokens (with another --name), or a server that switches thinking off: then give the same "
+                "command again"
+            )
 
 
 def served_answers(server: Server, missing: list[tuple[Question, int]], cfg) -> Iterator[dict]:

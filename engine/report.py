@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from discriminator import similarity_reward
+from engine.alarms import raised
 from engine.files import read_jsonl, write
 from engine.players import load_replica, make_discriminator
 from engine.run import Run
 from engine.sharding import all_gather, gather_dealt
 from eval import auc
 from grpo import kl
-from judge import MALFORMED_ALARM, Judge
+from judge import Judge
 from rollout import PURE, Response, Sampling
 from tiny.world import look
 
@@ -46,11 +47,9 @@ def discriminator_metrics(d_loss: float, student_logit: torch.Tensor, is_teacher
     return {"d_loss": d_loss, **discriminator_accuracy(logit.flatten(), of_student.flatten())}
 
 
-def malformed_share(judge: Judge, step: int) -> float:
-    """Share of the step's texts that were malformed, over all ranks; a large one is a warning."""
+def malformed_share(judge: Judge) -> float:
+    """Share of the step's texts that were malformed, over all ranks."""
     bad, texts = map(sum, zip(*all_gather(judge.malformed_counts()), strict=True))
-    if bad > MALFORMED_ALARM * texts:
-        print(f"  step {step + 1}: {bad / texts:.0%} of the texts are empty, loop, or got no readable verdict")
     return bad / max(texts, 1)
 
 
@@ -100,12 +99,14 @@ def step_metrics(tables: tuple, ratios: list) -> dict[str, float]:
 
 
 def log_step(run: Run, step: int, row: dict, clock: Clock, packed: list) -> None:
-    """Write a step's metrics, its times and the tokens of each rank; print its line."""
+    """Write a step's metrics, its times and the tokens of each rank; print its line and the alarms that it raises."""
     tokens = all_gather(sum(int((batch.segment >= 0).sum()) for batch in packed))
     seconds = clock.seconds | dict(total=time.perf_counter() - clock.start)
     run.log("metrics.jsonl", stage="ril", step=step, **row)
     run.log("timing.jsonl", stage="ril", step=step, **seconds, tokens_per_rank=tokens)
     print(line(step, run.cfg.steps, row, seconds["total"]), flush=True)
+    for text in raised(loop_rows(run.path)) if run.first else ():
+        print(f"  {text}", flush=True)
 
 
 def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str, how: Sampling) -> dict[str, float]:

@@ -11,9 +11,11 @@ import re
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from functools import partial
 
 from engine.command import UserError, one_line
 from engine.files import SURROGATE
@@ -38,21 +40,52 @@ def is_url(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 
+def proxy_of(url: str) -> str:
+    """The proxy that the environment (http_proxy, https_proxy, no_proxy) gives for a URL; "": none, as on loopback.
+
+    Raises UserError, without the proxy's password, where that is not the address of a proxy.
+    """
+    parts = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme, "")
+    here = re.fullmatch(r"localhost|::1|127(\.\d+){3}|0\.0\.0\.0", parts.hostname)
+    if not proxy or here or urllib.request.proxy_bypass(parts.netloc):
+        return ""
+    if not re.fullmatch(r"(https?://)?([^\s/@]*@)?[^\s/:@]+(:\d{1,5})?/?", proxy):
+        raise UserError(
+            f"{parts.scheme}_proxy: not the address of a proxy such as http://HOST:3128; correct or unset it"
+        )
+    return proxy
+
+
+def api_key() -> str:
+    """OPENAI_API_KEY without white space around it ("": none). Raises UserError, without the key, for a bad one."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise UserError("OPENAI_API_KEY: has white space or a character that is not ASCII inside; set it again")
+    return key
+
+
 class Server:
     """A model behind an OpenAI-compatible URL, asked by `in_flight` requests at once.
 
     Busy and failing servers (429, 5xx), cut connections, torn JSON and wrong counts are tried again after pauses of 1,
-    2, 4 ... seconds, or as long as Retry-After says. The key comes from OPENAI_API_KEY, if set. `sleep` is a parameter
-    so that tests need not wait.
+    2, 4 ... seconds, or as long as Retry-After says. The key comes from OPENAI_API_KEY, if set; it is never printed.
+    `sleep` is a parameter so that tests need not wait.
     """
 
     def __init__(self, url: str, model: str = "", in_flight: int = 32, tries: int = 7, timeout=300.0, sleep=time.sleep):
         address, _, named = url.partition("#")
-        if not re.fullmatch(r"https?://[^\s/:?]+(:\d{1,5})?(/[^\s?]*)?", address):
-            raise UserError(f"{url}: not the address of a server; give one such as http://127.0.0.1:8000/v1")
+        if not re.fullmatch(r"https?://([^\s/:?@]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/[^\s?]*)?", address):
+            shown = re.sub(r"//.*@", "//", url)  # without a password
+            raise UserError(f"{shown}: not the address of a server; give one such as http://127.0.0.1:8000/v1")
         self.url = address.rstrip("/") + ("" if address.rstrip("/").count("/") > 2 else "/v1")
         self.model, self.in_flight, self.tries = model or named or None, in_flight, tries
-        self.timeout, self.sleep = timeout, sleep
+        self.timeout, self.sleep, self.key, proxy = timeout, sleep, api_key(), proxy_of(self.url)
+        proxies = dict.fromkeys(("http", "https"), proxy) if proxy else {}  # {}: none
+        self.open = urllib.request.build_opener(urllib.request.ProxyHandler(proxies)).open
+        kind = "https://" if proxy.startswith("https://") else "http://"
+        host = proxy.removeprefix(kind).rpartition("@")[2]  # without a password
+        self.where = f"{self.url} through the proxy {kind}{host}" if proxy else self.url  # in errors
 
     def name_model(self) -> str:
         """The name given, else that of the only model which the server lists ("" where it lists none).
@@ -73,29 +106,36 @@ class Server:
         Raises UserError naming URL and last error when the tries are used up or the server refuses the request.
         """
         headers = {"Content-Type": "application/json"}
-        if os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
         request = urllib.request.Request(self.url + path, json.dumps(body).encode() if body else None, headers)
         for attempt in range(self.tries):
-            pause = 2.0**attempt
+            pause, raw = 2.0**attempt, b""
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                    return read(json.loads(answer.read()))
+                with self.open(request, timeout=self.timeout) as answer:
+                    raw = answer.read()
+                return read(json.loads(raw))
             except urllib.error.HTTPError as error:
                 with contextlib.suppress(OSError, http.client.HTTPException):  # the reason may be cut off too
-                    error.msg += " " + " ".join(error.read(2000).decode(errors="replace").split())
+                    raw = error.read(2000)
+                    error.msg += " " + (message_in(raw) or " ".join(raw.decode(errors="replace").split()))
+                said = self.without_key(one_line(error))
                 if error.code < 500 and error.code not in (408, 409, 429):
                     fix = "correct it" if body else f"name the model: {self.url}#MODEL"
-                    raise UserError(f"{self.url}: refuses the request: {one_line(error)}; {fix}") from None
+                    raise UserError(f"{self.where}: refuses the request: {said}; {fix}") from None
                 asked = error.headers.get("Retry-After") or ""
-                pause, said = max(pause, min(float(asked), 600) if asked.isdigit() else 0), one_line(error)
+                pause = max(pause, min(float(asked), 600) if asked.isdigit() else 0)
             except (OSError, http.client.HTTPException, *MALFORMED) as error:
-                said = f"{type(error).__name__}: {one_line(error)}"
+                said = self.without_key(message_in(raw) or f"{type(error).__name__}: {one_line(error)}")
             if attempt < self.tries - 1:
                 if attempt > 1:  # the first two failures are common and not worth a line
-                    print(f"  {self.url}: {said}; trying again in {pause:.0f} s", file=sys.stderr, flush=True)
+                    print(f"  {self.where}: {said}; trying again in {pause:.0f} s", file=sys.stderr, flush=True)
                 self.sleep(pause)
-        raise UserError(f"{self.url}: {self.tries} tries without a usable answer (last: {said}); is it running?")
+        raise UserError(f"{self.where}: {self.tries} tries without a usable answer (last: {said}); is it running?")
+
+    def without_key(self, text: str) -> str:
+        """A server's words, which may repeat the key."""
+        return text.replace(self.key, "(key)") if self.key else text
 
     def answers(self, chats, max_tokens: int, temperature: float = 0.0, seeds=None) -> Iterator[tuple[int, str, str]]:
         """(index, text, finish_reason) of every chat (a list of messages) as the answers arrive, in any order.
@@ -112,7 +152,9 @@ class Server:
                 try:
                     for i, chat, seed in itertools.islice(waiting, 0 if failed else self.in_flight - len(running)):
                         body = fields | {"messages": chat} | ({} if seed is None else {"seed": seed})
-                        running[pool.submit(self.call, "/chat/completions", body, only_choice)] = i
+                        running[
+                            pool.submit(self.call, "/chat/completions", body, partial(only_choice, most=max_tokens))
+                        ] = i
                 except UserError as error:  # an unreadable picture: requests under way are still waited for
                     failed = error
                 if not running:
@@ -137,10 +179,25 @@ class Server:
         return [text for _, text, _ in sorted(self.answers(chats, max_tokens, temperature))]
 
 
-def only_choice(answer: dict) -> tuple[str, str]:
-    """(text, finish_reason) of a chat completion. Raises ValueError and the like for anything but one choice."""
+def only_choice(answer: dict, most: int) -> tuple[str, str]:
+    """(text, finish_reason) of a chat completion. Raises ValueError and the like for anything but one choice.
+
+    An answer without a reason is finished (stop), unless the server counts `most` tokens in it (length).
+    """
     [choice] = answer["choices"]
     text = choice["message"]["content"]
     if not isinstance(text, str | None):  # None: all of the answer was hidden reasoning
         raise ValueError("the answer's content is not text")
-    return text or "", choice.get("finish_reason") or ""
+    used = (answer.get("usage") or {}).get("completion_tokens") or 0
+    return text or "", choice.get("finish_reason") or ("length" if used >= most else "stop")
+
+
+def message_in(raw: bytes) -> str:
+    """What a server says in a JSON error body (error, detail or message), in one line; "" where there is none."""
+    try:
+        said = json.loads(raw)
+        said = said.get("error") or said.get("detail") or said.get("message")
+        said = (said.get("message") or said) if isinstance(said, dict) else said
+    except (ValueError, AttributeError):
+        return ""
+    return " ".join(str(said or "").split())[:200]

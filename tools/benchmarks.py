@@ -504,13 +504,15 @@ def score_all(benchmark: str, rows: list[dict], predictions: list[str], rules: s
     """score_item of every row.
 
     The judge (a Server or the like) is asked where the rules of MM-Vet and MathVista give no score. An unreadable grade
-    is asked for again at temperatures 0.5, 1, 1.5 and 2, as in the toolkit, then counted as 0.
+    is asked for again at temperatures 0.5, 1, 1.5 and 2, as in the toolkit, then counted as 0, which is a warning.
     """
     items = [score_item(benchmark, row, said, rules) for row, said in zip(rows, predictions, strict=True)]
     for attempt in range(6) if judge and kind_of(benchmark) in ("grade", "math") else ():
         todo = [i for i, x in enumerate(items) if x["needs_judge"]]
         chats = [judge_chat(benchmark, rows[i], predictions[i]) for i in todo]
         replies = judge.ask(chats, 64, attempt * 0.5) if chats and attempt < 5 else ["0"] * len(todo)
+        if attempt == 5 and todo:
+            print(f"warning: {benchmark}: {len(todo)} of {len(items)} answers got no readable grade and count as 0")
         for i, reply in zip(todo, replies, strict=True):
             items[i] = score_item(benchmark, rows[i], predictions[i], rules, reply)
     return items
@@ -788,7 +790,7 @@ def markdown(out: dict) -> str:
 
 
 class Remembering:
-    """A judge that keeps its replies in judge.jsonl: scoring again asks nothing twice."""
+    """A judge that keeps its replies in judge.jsonl: scoring again asks nothing twice, but for empty replies."""
 
     def __init__(self, judge, name: str, path: Path):
         self.judge, self.name, self.known = judge, name, AnswerLog(path, "key")
@@ -798,8 +800,8 @@ class Remembering:
         keys = [run_key(dict(judge=self.name, temperature=temperature), json.dumps(chat)) for chat in chats]
         new = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in self.known}
         replies = self.judge.ask(list(new.values()), max_tokens, temperature) if new else []
-        self.known.add(dict(key=key, reply=reply) for key, reply in zip(new, replies, strict=True))
-        return [self.known[key]["reply"] for key in keys]
+        self.known.add(dict(key=key, reply=reply) for key, reply in zip(new, replies, strict=True) if reply.strip())
+        return [self.known.get(key, {}).get("reply", "") for key in keys]
 
 
 def find_tables(data: str, wanted: str, limit: int) -> dict[str, list[Table]]:

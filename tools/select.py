@@ -42,6 +42,7 @@ def select(run: Run, score: str, keep: int) -> None:
     known = AnswerLog(run.path / "scores.jsonl", "question", writes=run.first)
     student = load_replica(run, cfg.student)
     teacher = teacher_model(teacher_folder(cfg.teacher_names[0]), run) if score == "log-prob" else None
+    judge = judge_of(run) if score == "pass-rate" else None
     limit = student.hf.config.get_text_config().max_position_embeddings
     todo = [q for q in questions if q.id not in known]
     for part in tqdm(slices(len(todo), 32 * rank_and_world()[1]), "select", disable=not run.first):
@@ -61,7 +62,7 @@ def select(run: Run, score: str, keep: int) -> None:
             prompts, names = [student.encoder.encode_question(q) for q in asked], [q.id for q in asked]
             more = dict(purpose=(cfg.seed, "select"), max_rows=cfg.rollout_rows)
             fresh = rollout(student, prompts, names, cfg.teacher_samples, cfg.max_new_tokens, PURE, **more)
-            right = judge_of(run).verdicts(asked, [r for g in fresh for r in g])
+            right = judge.verdicts(asked, [r for g in fresh for r in g])
             found = [float(np.mean(right[s])) for s in slices(len(right), cfg.teacher_samples)]
         of = {q.id: x for q, x in zip(asked, found, strict=False)}
         rows = gather_dealt([row | dict(score=of.get(row["question"])) for row in rows])
