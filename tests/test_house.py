@@ -19,9 +19,8 @@ import tiny.world as tiny_world
 from tests.helpers import HOME, OURS
 
 LEVELS = """
-    engine.command engine.files engine.answers engine.pictures data grpo
-    config engine.families engine.contradictions engine.served engine.plain engine.words engine.marks engine.rule
-    tiny.world tiny.models
+    engine.command engine.files engine.answers engine.pictures engine.plain engine.words engine.marks data grpo
+    config engine.families engine.contradictions engine.served engine.rule tiny.world tiny.models
     model engine.sharding engine.folders engine.loading engine.keys_values engine.lora
     discriminator judge rollout engine.alarms engine.run engine.memory engine.players engine.local engine.asking
     teachers eval tiny.lessons engine.report engine.checks
