@@ -208,8 +208,11 @@ def is_real(student: str) -> bool:
     """Is this a student of real size? Decides between the tiny defaults and the paper's."""
     if student in (*TINY, *FULL) or not (Path(student) / "config.json").is_file():
         return student in FULL
-    config = json.loads((Path(student) / "config.json").read_text())
-    return config.get("text_config", config).get("hidden_size", 0) > 512
+    try:
+        config = json.loads((Path(student) / "config.json").read_text())
+        return config.get("text_config", config).get("hidden_size", 0) > 512
+    except (OSError, ValueError, AttributeError, TypeError):  # a damaged file: check_players names it
+        return False
 
 
 def parse(argv: list[str], teachers: bool = True) -> Config:

@@ -198,6 +198,6 @@ def message_in(raw: bytes) -> str:
         said = json.loads(raw)
         said = said.get("error") or said.get("detail") or said.get("message")
         said = (said.get("message") or said) if isinstance(said, dict) else said
-    except (ValueError, AttributeError):
+    except MALFORMED:
         return ""
     return " ".join(str(said or "").split())[:200]
