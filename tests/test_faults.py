@@ -265,14 +265,19 @@ def server_replies(rng: random.Random) -> Iterator[Fault]:
 KINDS = [lines, encodings, pictures, teachers_files, student_folders, flags, server_replies]
 
 
+def clean() -> None:
+    """Make the current folder good again."""
+    for path in Path().iterdir():
+        if path.name not in ("student", "whole"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    good_folder(Path())
+
+
 def faults_of(kind: Callable) -> Iterator[Fault]:
-    """The faults of a kind, each in a good folder of its own: the current one is made good again in between."""
+    """The faults of a kind, each in the current folder, which is made good again after each."""
     for fault in kind(random.Random(kind.__name__)):
         yield fault
-        for path in Path().iterdir():
-            if path.name not in ("student", "whole"):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        good_folder(Path())
+        clean()
 
 
 def ended(argv: list[str], capsys) -> tuple[int, str]:
@@ -330,3 +335,4 @@ def test_real_processes_end_in_the_same_line(part, here):
         assert ran.returncode == 2 and "Traceback" not in ran.stderr, (what, ran.stderr)
         assert re.search(says, ran.stderr.splitlines()[-1]) and not Path("runs").exists(), (what, ran.stderr)
         faults.close()
+        clean()

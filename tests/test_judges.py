@@ -22,7 +22,6 @@ import engine.checks as checks
 import engine.served as clients
 import judge as jd
 import rollout as ro
-import train
 from engine.command import UserError
 from results import judge_cases
 from tests.helpers import HOME, SMALL, command, stub_server, switched
@@ -118,7 +117,7 @@ def test_verdicts_are_asked_for_once_and_survive_a_torn_line(tmp_path):
 
 
 def test_the_loop_runs_with_a_served_judge_and_names_a_dead_one(straight, tmp_path, monkeypatch):
-    for module in (jd, train):  # train.py asks before the run whether the judge is there
+    for module in (jd, checks):  # the check before the run asks whether the judge is there
         monkeypatch.setattr(module, "Server", lambda url, *_: clients.Server(url, tries=2, sleep=lambda s: None))
 
     def answer(handler, body):
