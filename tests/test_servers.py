@@ -1,9 +1,8 @@
 """Served judges and teachers: what a broken answer, a proxy and a key do."""
 
 import contextlib
+import itertools
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -18,39 +17,18 @@ from judge import Judge
 from model import Encoder
 from rollout import Response
 from teachers import ask_teacher, whole_responses
+from tests.helpers import stub_server
 
 QUESTION = Question("q", (), "What color is the car?", "red")
 RED, KEY = "it is red", "sk-very-secret"
 
 
-class Stub(BaseHTTPRequestHandler):
-    """Answers every request with what server.answer(body, number of the request) gives: (status, JSON body)."""
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.got.append(self)
-            number = len(self.server.got)
-        status, answer = self.server.answer(body, number)
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-    def log_message(self, *_):
-        pass
-
-
 @contextlib.contextmanager
-def stub_server(answer):
-    """On loopback: yields (URL#m, the requests that it got)."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
-    server.lock, server.answer, server.got = threading.Lock(), answer, []
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1#m", server.got
-    finally:
-        server.shutdown()
-        server.server_close()
+def server(answer):
+    """On loopback, answering with the (status, body) of answer(request's body, its number): yields (URL, requests)."""
+    numbers = itertools.count(1)
+    with stub_server(lambda handler, body: handler.reply(*answer(body, next(numbers)))) as found:
+        yield found
 
 
 def said(text, **more) -> tuple[int, dict]:
@@ -76,12 +54,12 @@ def ask(url: str, **more) -> list:
     ],
 )
 def test_an_error_in_a_200_reply_or_in_a_refusal_is_shown_in_the_servers_words(body, shown):
-    with stub_server(lambda *_: (200, body)) as (url, got), pytest.raises(UserError) as caught:
+    with server(lambda *_: (200, body)) as (url, got), pytest.raises(UserError) as caught:
         ask(url, tries=2, sleep=lambda s: None)
     assert f"2 tries without a usable answer (last: {shown}" in str(caught.value) and len(got) == 2
     assert "\n" not in str(caught.value)
     if "Error" not in shown:
-        with stub_server(lambda *_: (400, body)) as (url, got), pytest.raises(UserError, match=f"{shown}; correct it"):
+        with server(lambda *_: (400, body)) as (url, got), pytest.raises(UserError, match=f"{shown}; correct it"):
             ask(url)
 
 
@@ -93,9 +71,9 @@ def test_a_message_is_found_in_error_bodies_only():
 def test_an_answer_without_a_reason_is_finished_unless_it_has_all_the_tokens_that_it_may():
     answers = [said(RED), said(RED, finish_reason=None), said(RED, used=8), said(RED, used=9)]
     answers += [said(RED, used=9, finish_reason="stop"), said(RED, finish_reason="length")]
-    with stub_server(lambda _, n: answers[n - 1]) as (url, _):
+    with server(lambda _, n: answers[n - 1]) as (url, _):
         assert [ask(url)[0][2] for _ in answers] == ["stop", "stop", "stop", "length", "stop", "length"]
-    with stub_server(lambda *_: said(RED)) as (url, _):
+    with server(lambda *_: said(RED)) as (url, _):
         (row,) = served_answers(Server(url), [(QUESTION, 0)], Config())
         assert row == dict(question="q", index=0, text=RED, finished=True)
 
@@ -105,15 +83,15 @@ def test_loopback_is_asked_without_a_proxy_and_others_name_theirs_without_its_pa
     for name in ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     refusal = (502, {"detail": "no route"})
-    with stub_server(lambda *_: refusal) as (proxy, got), stub_server(lambda *_: said(RED)) as (ours, _):
-        proxy = proxy.removesuffix("/v1#m")
+    with server(lambda *_: refusal) as (proxy, got), server(lambda *_: said(RED)) as (ours, _):
+        proxy = proxy.removesuffix("/v1")
         monkeypatch.setenv("http_proxy", proxy.replace("//", "//me:pass%40word@"))
         assert ask(ours) == [(0, RED, "stop")] and not got
         with pytest.raises(UserError) as caught:
             ask("http://judge.invalid/v1#m", tries=1)
         assert f"http://judge.invalid/v1 through the proxy {proxy}: 1 tries" in str(caught.value)
         assert "no route" in str(caught.value) and "word" not in str(caught.value) and len(got) == 1
-        assert got[0].path == "http://judge.invalid/v1/chat/completions" and "Proxy-authorization" in got[0].headers
+        assert got[0][0] == "http://judge.invalid/v1/chat/completions" and "Proxy-Authorization" in got[0][1]
     for host in ("localhost", "[::1]", "127.0.0.1", "0.0.0.0"):
         assert Server(f"http://{host}:8000/v1").where == f"http://{host}:8000/v1"
     monkeypatch.setenv("no_proxy", "judge.invalid")
@@ -131,13 +109,13 @@ def test_loopback_is_asked_without_a_proxy_and_others_name_theirs_without_its_pa
 # ------------------------------------------------------------------------------------------------ the key
 def test_the_key_is_stripped(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\r\n")
-    with stub_server(lambda *_: said(RED)) as (url, got):
+    with server(lambda *_: said(RED)) as (url, got):
         ask(url)
-    assert got[0].headers["Authorization"] == f"Bearer {KEY}"
+    assert got[0][1]["Authorization"] == f"Bearer {KEY}"
     monkeypatch.setenv("OPENAI_API_KEY", " \n")
-    with stub_server(lambda *_: said(RED)) as (url, got):
+    with server(lambda *_: said(RED)) as (url, got):
         ask(url)
-    assert "Authorization" not in got[0].headers
+    assert "Authorization" not in got[0][1]
 
 
 @pytest.mark.parametrize("bad", [f"{KEY}\nX-Other: 1", f"{KEY}\u20ac", f"{KEY} {KEY}", f"{KEY}\0"])
@@ -151,7 +129,7 @@ def test_a_bad_key_is_one_line_without_the_key(bad, monkeypatch):
 def test_a_server_that_repeats_the_key_does_not_get_it_printed(monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for status, fails in ((401, "refuses the request"), (500, "4 tries"), (200, "4 tries")):
-        with stub_server(lambda *_, status=status: (status, {"error": {"message": f"bad key {KEY}"}})) as (url, _):
+        with server(lambda *_, status=status: (status, {"error": {"message": f"bad key {KEY}"}})) as (url, _):
             with pytest.raises(UserError, match=rf"{fails}.*bad key \(key\)") as caught:
                 ask(url, tries=4, sleep=lambda s: None)
             assert KEY not in str(caught.value)
@@ -167,7 +145,7 @@ def responses(count: int, first: int = 0) -> list[Response]:
 def test_a_reply_without_a_verdict_is_asked_for_again_and_also_after_a_resume(tmp_path):
     replies = [said("no idea"), said(None), said("<answer>maybe</answer>"), said("<answer>1</answer>")]
     cache = tmp_path / "verdicts.jsonl"
-    with stub_server(lambda _, n: replies[n - 1]) as (url, got):
+    with server(lambda _, n: replies[n - 1]) as (url, got):
         judge = Judge(url, cache=cache)
         assert judge.verdicts([QUESTION], responses(1)) == [0] and judge.malformed_counts() == (1, 1)
         assert judge.verdicts([QUESTION], responses(1)) == [0] and cache.read_text() == ""
@@ -184,7 +162,7 @@ def test_a_judge_without_verdicts_says_so_once_wherever_it_is_asked(tmp_path, ca
         bad = "red 1" in body["messages"][1]["content"]
         return said("I think that the", finish_reason="length") if bad else said("<answer>1</answer>")
 
-    with stub_server(answer) as (url, _):
+    with server(answer) as (url, _):
         judge = Judge(url, cache=tmp_path / "v.jsonl")
         assert judge.verdicts([QUESTION], responses(10)) == [1, 0, *[1] * 8]  # a tenth: no alarm
         assert capsys.readouterr().out == ""
@@ -198,7 +176,7 @@ def test_a_judge_without_verdicts_says_so_once_wherever_it_is_asked(tmp_path, ca
 
 def test_benchmarks_keep_no_empty_grade_and_count_unreadable_ones(tmp_path, capsys):
     row = dict(index="0", question="what?", answer="red", category="rec")
-    with stub_server(lambda _, n: said([None, "eh", "eh", "0.5"][n - 1] if n < 5 else "eh")) as (url, got):
+    with server(lambda _, n: said([None, "eh", "eh", "0.5"][n - 1] if n < 5 else "eh")) as (url, got):
         keeping = benchmarks.Remembering(Server(url), "j", tmp_path / "judge.jsonl")
         assert [x["score"] for x in benchmarks.score_all("MMVet", [row], ["red"], "2025-10", keeping)] == [0.5]
         assert len(got) == 4 and len(keeping.known) == 3 and capsys.readouterr().out == ""
@@ -218,13 +196,13 @@ class FakeRun:
 def test_a_served_teacher_whose_texts_are_all_empty_is_named_early_and_asked_again_later(tmp_path):
     questions = [Question(str(i), (), f"what? {i}", "red") for i in range(90)]
     run = FakeRun(tmp_path, teachers="big=http://x/v1", teacher_samples=1)
-    with stub_server(lambda *_: said(None, finish_reason="length")) as (url, got):
+    with server(lambda *_: said(None, finish_reason="length")) as (url, got):
         with pytest.raises(UserError, match="--teachers big: all of its 64 texts are empty.*--max-new-tokens"):
             ask_teacher("big", url, questions, run)
         assert 64 <= len(got) <= 64 + 32 and len(read_jsonl(tmp_path / "teachers-big.part.jsonl")) == 64
         with pytest.raises(UserError, match="all of its 3 texts are empty"):
             ask_teacher("small", url, questions[:3], run)
-    with stub_server(lambda body, n: said(RED if n > 5 else " \n", finish_reason="stop")) as (url, got):
+    with server(lambda body, n: said(RED if n > 5 else " \n", finish_reason="stop")) as (url, got):
         found = ask_teacher("some", url, questions[:9], run)
         assert sum(r.text == RED for r in found) == 4  # a few empty ones are no alarm
         assert [r.text for r in ask_teacher("some", url, questions[:9], run)] == [RED] * 9 and len(got) == 14
