@@ -30,7 +30,7 @@ from engine.answers import AnswerLog
 from engine.command import Flags, UserError, run_command
 from engine.files import as_jsonl, read_jsonl, write
 from engine.served import Server
-from eval import boot_means, greedy_answers, load_student, mean, middle, wilson
+from eval import greedy_answers, interval, load_student, mean, middle
 
 # ------------------------------------------------------------------------------------------------ what they are
 FILES = {  # public file -> (our name for the benchmark, how an item is scored, the first digits of its md5, rows)
@@ -85,6 +85,11 @@ def file_of(benchmark: str) -> str:
 def kind_of(benchmark: str) -> str:
     """How a benchmark is scored: letter, circular, mmmu, chart, math or grade. Raises UserError for an unknown one."""
     return FILES[file_of(benchmark)][1]
+
+
+def bootstrap_seed(benchmark: str) -> int:
+    """Seeds a benchmark's bootstrap: each its own, but mmb-cn has that of mmb, since both ask the same questions."""
+    return seed_of("bootstrap", benchmark.removesuffix("-cn"))
 
 
 def cell(row: dict, name: str) -> str:
@@ -743,10 +748,9 @@ def measure(title: str, tables: list[Table], found: dict, rules: str, judge=None
     if not units or None in values:
         return result, [], np.array([])
     weights, clusters = [u["weight"] for u in units], [u["cluster"] for u in units]
-    draws, score, n = boot_means(values, clusters, weights), float(np.dot(values, weights)), len(set(clusters))
-    alike = draws.std() == 0 or (n == len(units) and set(values) <= {0, 1})
-    low, high = wilson(score * n, n) if alike else middle(draws)
-    result |= dict(score=100 * score, interval=[100 * low, 100 * high], tokens=mean([x["tokens"] for x in said]))
+    (low, high), draws = interval(values, clusters, weights, bootstrap_seed(title))
+    result |= dict(score=100 * float(np.dot(values, weights)), interval=[100 * low, 100 * high])
+    result |= dict(tokens=mean([x["tokens"] for x in said]))
     shares = dict(unparsed=[not x["read"] for x in said], cut_off=[not x["finished"] for x in said])
     return result | {name: mean(xs) for name, xs in shares.items()}, units, draws
 
