@@ -85,7 +85,8 @@ def open_picture(path, who: str) -> "Image.Image":
         with Image.open(path) as picture:
             return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as a picture ({error})"
+        said = str(error).replace(repr(path), "its bytes")  # without the address of a BytesIO
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as a picture ({said})"
         name = "its picture" if isinstance(path, io.BytesIO) else f"{path}:"
         raise UserError(f"{who}: {name} {reason}; repair or remove it") from None
 

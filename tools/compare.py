@@ -13,7 +13,7 @@ import numpy as np
 from engine.command import Flags, UserError, run_command
 from engine.files import read_jsonl, write
 from eval import boot_means, mean, middle, over_seeds, student_p, student_t
-from tools.benchmarks import bootstrap_seed
+from tools.benchmarks import RULES, bootstrap_seed, result_file
 
 
 # ------------------------------------------------------------------------------------------------ comparing
@@ -78,17 +78,18 @@ def between_weights(d, clusters, weights, seed: int, draws: int = 2000) -> tuple
     return out | dict(visible=2.8 * math.sqrt(spread) / len(d)), found
 
 
-def load_run(folder: Path) -> tuple[dict, dict]:
-    """(what must agree, {(benchmark, unit): {score, cluster, weight}}) of a folder with benchmark results, or of a run
-    of train.py (its held-out questions, greedy). Raises UserError naming the folder.
+def load_run(folder: Path, rules: str = RULES[0]) -> tuple[dict, dict]:
+    """(what must agree, {(benchmark, unit): {score, cluster, weight}}) of a folder with benchmark results by these
+    rules, or of a run of train.py (its held-out questions, greedy). Raises UserError naming the folder.
     """
-    if (folder / "items.jsonl").is_file() and (folder / "results.json").is_file():
-        out = json.loads((folder / "results.json").read_text())
+    results, items = (folder / result_file(x, rules) for x in ("results.json", "items.jsonl"))
+    if items.is_file() and results.is_file():
+        out = json.loads(results.read_text())
         same = out["settings"] | dict(weights=None, rules=out["rules"], judge=out["judge"])
         same["data"] = {f: x["md5"] for r in out["benchmarks"].values() for f, x in r["files"].items()}
-        return same, {(r["benchmark"], r["unit"]): r for _, r in read_jsonl(folder / "items.jsonl", torn=[])}
+        return same, {(r["benchmark"], r["unit"]): r for _, r in read_jsonl(items, torn=[])}
     if not (folder / "answers.jsonl").is_file():
-        raise UserError(f"{folder}: neither results.json with items.jsonl (tools.benchmarks) nor answers.jsonl")
+        raise UserError(f"{folder}: neither {results.name} with {items.name} (tools.benchmarks) nor answers.jsonl")
     settings = json.loads((folder / "config.json").read_text())["settings"]
     rows = [r for _, r in read_jsonl(folder / "answers.jsonl", torn=[]) if r["who"] == "after"]
     units = {}
@@ -98,11 +99,11 @@ def load_run(folder: Path) -> tuple[dict, dict]:
     return {k: settings[k] for k in ("data_hash", "judge")}, units
 
 
-def compare(side_a: list[Path], side_b: list[Path]) -> dict:
+def compare(side_a: list[Path], side_b: list[Path], rules: str = RULES[0]) -> dict:
     """Side B against side A, both lists of seeds -> {benchmark: {a, b, difference, interval, p, holm, won, lost,
     visible, about}, "mean": ...} in points. Raises UserError when anything but the weights differs: data, prompt ...
     """
-    runs = {path: load_run(path) for path in (*side_a, *side_b)}
+    runs = {path: load_run(path, rules) for path in (*side_a, *side_b)}
     first, (same, units) = next(iter(runs.items()))
     for path, (other, theirs) in runs.items():
         for key in same.keys() | other.keys():
@@ -156,8 +157,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = Flags(__doc__)
     parser.add_argument("sides", nargs=2, metavar="RUN", help="a run or a folder of tools.benchmarks; A1,A2: seeds")
     parser.add_argument("--into", default="", help="a folder for compare.json")
+    parser.add_argument("--rules", default=RULES[0], choices=RULES, help=f"whose scoring of benchmarks [{RULES[0]}]")
     args = parser.parse_args(argv)
-    found = compare(*([Path(x) for x in side.split(",") if x] for side in args.sides))
+    found = compare(*([Path(x) for x in side.split(",") if x] for side in args.sides), args.rules)
     show_comparison(found)
     if args.into:
         (into := Path(args.into)).mkdir(parents=True, exist_ok=True)
