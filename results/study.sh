@@ -5,6 +5,8 @@
 #     study main "0 1 2 3 4"        # name and seeds
 #     cell ril --algo ril           # one row of the table
 #     run_study                     # runs, then collects (results/collect.py) results/NAME.json, NAME.md and NAME.png
+#
+# STORED=1 bash results/main.sh compares the numbers in results/main.json again, without runs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -31,7 +33,12 @@ one_job() {  # NAME FLAGS...: one run; prints how many of the study's runs are t
 }
 export -f one_job
 
+collect() {  # NAME CELLS SEEDS
+  "$PYTHON" -m results.collect "$1" --cells "$2" --seeds "${3// /,}" --against "${AGAINST:-}" --panels "${PANELS:-similarity,answer}" \
+    --into "${INTO:-results}" --note "${NOTE:-}" ${STORED:+--stored}
+}
+
 run_study() {
-  xargs -P "$CORES" -L 1 bash -c 'SECONDS=0; one_job "$@"' _ <"$JOBS" || echo "some runs failed: the table names them" >&2
-  "$PYTHON" -m results.collect "$NAME" --cells "$(IFS=,; echo "${CELLS[*]}")" --seeds "${SEEDS// /,}" --against "${AGAINST:-}" --panels "${PANELS:-similarity,answer}"
+  [ -n "${STORED:-}" ] || xargs -P "$CORES" -L 1 bash -c 'SECONDS=0; one_job "$@"' _ <"$JOBS" || echo "some runs failed: the table names them" >&2
+  collect "$NAME" "$(IFS=,; echo "${CELLS[*]}")" "$SEEDS"
 }
