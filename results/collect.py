@@ -143,7 +143,8 @@ def collect(name: str, cells: list, seeds: list, against: str = "", panels=("sim
         rows, curves, missing = read_runs(name, cells, seeds, panels)
     compare_rows(rows, [x for x in against.split(",") if x])
     against = " or ".join(against.split(",")) if against else "the row above"
-    result = dict(study=name, command=f"results/{name}.sh", against=against, note=note, missing=missing, rows=rows)
+    command = f"results/{name if Path(f'results/{name}.sh').is_file() else 'study'}.sh"
+    result = dict(study=name, command=command, against=against, note=note, missing=missing, rows=rows)
     write(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
     write(out / f"{name}.md", study_table(result))
     if not how.get("stored"):

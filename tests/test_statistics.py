@@ -1,9 +1,6 @@
 """Intervals and p-values: false alarms and coverage in simulations, Student's t against scipy."""
 
 import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +11,6 @@ from scipy import stats
 import eval as ev
 import rollout
 from data import Question
-from results import collect
 from tools import benchmarks, compare
 
 
@@ -187,53 +183,3 @@ def test_a_comparison_says_what_it_speaks_about(tmp_path, capsys):
     assert "(2 pairs of seeds)" in capsys.readouterr().out
     found = json.loads((tmp_path / "out/compare.json").read_text())["questions"]
     assert found["p"] == compare.between_seeds(found["a"]["values"], found["b"]["values"])["p"]
-
-
-# ------------------------------------------------------------------------------------------------ studies
-def study_rows(**cells) -> dict:
-    return {
-        cell: dict(seeds=list(range(len(xs))), commit="abc", sampled=ev.over_seeds(list(xs)), greedy=None)
-        for cell, xs in cells.items()
-    }
-
-
-def test_a_studys_verdicts_are_holms_over_all_its_comparisons():
-    noise = np.random.default_rng(8).normal(0, 0.01, (12, 5))
-    rows = study_rows(
-        ril=[0.7] * 5, far=0.6 + noise[0], near=0.718 + noise[1], **{f"x{i}": 0.7 + noise[i] for i in range(2, 12)}
-    )
-    collect.compare_rows(rows, ["ril"])
-    found = {cell: row["sampled difference"] for cell, row in rows.items() if cell != "ril"}
-    ps = {cell: stats.ttest_1samp(d["values"], 0).pvalue for cell, d in found.items()}
-    assert all(abs(d["p"] - ps[cell]) < 1e-9 for cell, d in found.items())
-    assert {cell: d["holm"] for cell, d in found.items()} == pytest.approx(compare.holm(ps))
-    assert found["far"]["verdict"] == "worse" and ps["near"] < 0.05 < found["near"]["holm"]
-    assert found["near"]["verdict"] == "exploratory" and found["x2"]["verdict"] == "undecided"
-    alone = study_rows(ril=[0.7] * 5, near=0.718 + noise[1])
-    collect.compare_rows(alone, ["ril"])
-    assert alone["near"]["sampled difference"]["verdict"] == "better"  # as the only comparison it would stand
-
-
-def test_rows_are_compared_with_the_nearest_baseline_above():
-    rows = dict.fromkeys("abcdef")
-    assert collect.baselines(rows, ["b"]) == {"a": "b", "c": "b", "d": "b", "e": "b", "f": "b"}
-    assert collect.baselines(rows, ["b", "d"]) == {"a": "b", "c": "b", "e": "d", "f": "d"}
-    assert collect.baselines(rows, []) == dict(zip("bcdef", "abcde", strict=True)) and not collect.baselines(
-        rows, ["x"]
-    )
-
-
-@pytest.mark.parametrize("name", ["main", "weak_judge", "trap", "discriminator", "headroom", "controls", "stability"])
-def test_a_studys_table_is_what_the_collector_makes_of_its_numbers(name, tmp_path):
-    home = Path(__file__).parent.parent / "results"
-    for ending in ("json", "md"):
-        shutil.copy(home / f"{name}.{ending}", tmp_path)
-    (tmp_path / "args").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    (tmp_path / "args").chmod(0o755)
-    env = dict(os.environ, STORED="1", PYTHON=str(tmp_path / "args"), INTO=str(tmp_path))
-    said = subprocess.run(["bash", home / f"{name}.sh"], env=env, check=True, capture_output=True, text=True).stdout
-    assert said.startswith("-m\nresults.collect\n")  # no run
-    collect.main(said.split("\n")[2:-1])
-    for ending in ("json", "md"):
-        assert (tmp_path / f"{name}.{ending}").read_text() == (home / f"{name}.{ending}").read_text()
-    assert not (tmp_path / f"{name}.png").exists()  # the curves are not in the numbers

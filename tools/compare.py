@@ -1,7 +1,8 @@
-"""Is B better than A? Two runs, or two comma lists of runs (several seeds a side).
+"""Is B better than A? Two runs, or two comma lists of runs (several seeds a side), or two rows of a study.
 
 python -m tools.compare runs/A runs/B
 python -m tools.compare base-eval ril-eval --into compared      # two folders of tools.benchmarks
+python -m tools.compare results/main.json:dr_grpo results/main.json:ril-A
 """
 
 import json
@@ -134,6 +135,38 @@ def compare(side_a: list[Path], side_b: list[Path], rules: str = RULES[0]) -> di
     return out
 
 
+def load_cell(name: str) -> tuple[Path, dict]:
+    """(file, row) of FILE.json:ROW, a study's. Raises UserError naming the rows there are."""
+    file, _, cell = name.rpartition(".json:")
+    file += ".json"
+    if not Path(file).is_file():
+        raise UserError(f"{name}: not a row of a study, such as results/main.json:ril-A; a row compares with a row")
+    rows = json.loads(Path(file).read_text()).get("rows", {})
+    if cell not in rows:
+        raise UserError(f"{name}: no such row; {file} has {', '.join(rows)}")
+    return Path(file), rows[cell]
+
+
+def compare_cells(side_a: str, side_b: str) -> dict:
+    """A study's row against another one, FILE.json:ROW -> as `compare`, by measure in place of benchmark.
+
+    Holm's correction is over the measures of this pair; the study's table has it over all its rows.
+    """
+    (file, a), (other, b) = load_cell(side_a), load_cell(side_b)
+    if file.resolve() != other.resolve() or a["seeds"] != b["seeds"]:
+        raise UserError(f"{side_b}: of another study, or with other seeds, than {side_a}; only rows of one compare")
+    if len(a["seeds"]) < 2:
+        raise UserError(f"{side_a}: one seed says nothing about the training; compare the two runs themselves")
+    out = {}
+    for measure in ("sampled", "greedy", "hard questions solved"):
+        x, y = ([100 * v for v in (row.get(measure) or {}).get("values", [])] for row in (a, b))
+        if len(x) == len(y) == len(a["seeds"]):
+            out[measure] = dict(a=over_seeds(x), b=over_seeds(y)) | between_seeds(x, y)
+    for measure, p in holm({measure: r["p"] for measure, r in out.items()}).items():
+        out[measure]["holm"] = p
+    return out
+
+
 def show_comparison(found: dict) -> None:
     """One line a benchmark and what it speaks about; seeds' spread is half of Student's 95 % interval."""
 
@@ -145,7 +178,8 @@ def show_comparison(found: dict) -> None:
         line = f"{name}: difference {r['difference']:+.2f} [{low:+.2f}, {high:+.2f}] ({r['about']})"
         if name != "mean":
             line += f"  {side(r['a'])} -> {side(r['b'])}  p {r['p']:.4f}  holm {r['holm']:.4f}"
-            line += f"  won {r['won']} lost {r['lost']} of {r['n']}  visible from {r['visible']:.2f}"
+            line += f"  won {r['won']} lost {r['lost']} of {r['n']}" if "won" in r else ""
+            line += f"  visible from {r['visible']:.2f}"
         print(line)
         for which in ("won", "lost"):
             if r.get(which):
@@ -155,11 +189,16 @@ def show_comparison(found: dict) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The command line; prints a table, and writes compare.json into --into."""
     parser = Flags(__doc__)
-    parser.add_argument("sides", nargs=2, metavar="RUN", help="a run or a folder of tools.benchmarks; A1,A2: seeds")
+    parser.add_argument(
+        "sides", nargs=2, metavar="RUN", help="a run, a folder of tools.benchmarks, or STUDY.json:ROW; A1,A2: seeds"
+    )
     parser.add_argument("--into", default="", help="a folder for compare.json")
     parser.add_argument("--rules", default=RULES[0], choices=RULES, help=f"whose scoring of benchmarks [{RULES[0]}]")
     args = parser.parse_args(argv)
-    found = compare(*([Path(x) for x in side.split(",") if x] for side in args.sides), args.rules)
+    if any(".json:" in side for side in args.sides):
+        found = compare_cells(*args.sides)
+    else:
+        found = compare(*([Path(x) for x in side.split(",") if x] for side in args.sides), args.rules)
     show_comparison(found)
     if args.into:
         (into := Path(args.into)).mkdir(parents=True, exist_ok=True)
