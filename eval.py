@@ -38,20 +38,35 @@ def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def boot_means(values, clusters=None, weights=None, draws: int = 2000, seed: int = 0) -> np.ndarray:
-    """Bootstrapped (weighted) means, (draws,): clusters, or single values, are drawn with replacement."""
+    """Bootstrapped (weighted) means, (draws,): clusters, or single values, are drawn with replacement.
+
+    Means that are averaged later need a seed each, else all draw the same places.
+    """
     values = np.asarray(values, float)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, float)
     place = np.arange(len(values)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     top, bottom = np.bincount(place, values * weights), np.bincount(place, weights)
-    rng = np.random.default_rng(seed)
-    picks = (rng.integers(0, len(top), len(top)) for _ in range(draws))
-    return np.array([top[pick].sum() / bottom[pick].sum() for pick in picks])
+    rng, at_once = np.random.default_rng(seed), max(1, 10**6 // len(top))  # so many draws fit into memory
+    picks = (rng.integers(0, len(top), (min(at_once, draws - i), len(top))) for i in range(0, draws, at_once))
+    return np.concatenate([top[pick].sum(1) / bottom[pick].sum(1) for pick in picks])
 
 
 def middle(draws) -> tuple[float, float]:
     """The 95 % in the middle of bootstrapped numbers."""
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
+
+
+def interval(values, clusters, weights=None, seed: int = 0) -> tuple[tuple[float, float], np.ndarray]:
+    """(95 % interval of a mean, bootstrapped means). `clusters` says what is drawn together: rows about one picture.
+
+    Wilson's interval stands where every cluster is a single right or wrong row, and where all draws are alike (all
+    right: the bootstrap would be sure of it); else the middle of the draws.
+    """
+    draws, n = boot_means(values, clusters, weights, seed=seed), len(set(clusters))
+    if draws.std() > 0 and (n < len(values) or not set(values) <= {0, 1}):
+        return middle(draws), draws
+    return wilson(float(np.average(values, weights=weights)) * n, n), draws
 
 
 def greedy_answers(student, prompts: list, names: list[str], max_new_tokens: int, max_rows: int) -> list:
@@ -67,9 +82,9 @@ def evaluate(
     """Answer every question once greedily and `draws` times at temperature 1, `max_rows` at a time.
 
     Every rank answers its share and gets all results.
-    -> greedy, sampled (accuracies with 95 % intervals: Wilson, bootstrap over questions), tokens and entropy of the
-    sampled answers, the share that was cut off, accuracy by kind and looks where the world knows them, `texts` (the
-    greedy response of each question) and `answers` (each question's verdict and share).
+    -> greedy, sampled (accuracies with 95 % intervals, over pictures where questions share one), tokens and entropy of
+    the sampled answers, the share that was cut off, accuracy by kind and looks where the world knows them, `texts` (the
+    greedy response of each question) and `answers` (each question's picture, verdict and share).
     """
     from engine.sharding import dealt, gather_dealt, rank_and_world
     from rollout import PURE, rollout
@@ -85,20 +100,22 @@ def evaluate(
         groups += [[r, *more] for r, more in zip(best, sampled, strict=True)]
     verdicts, rows = iter(judge.verdicts(asked[:own], [r for group in groups[:own] for r in group])), []
     for q, (best, *group) in zip(asked[:own], groups, strict=False):
-        row = dict(question=q.id, kind=q.meta.get("kind"), text=best.text, greedy=next(verdicts))
+        row = dict(question=q.id, kind=q.meta.get("kind"), picture=q.meta.get("picture", q.id), text=best.text)
+        row["greedy"] = next(verdicts)
         rows.append(row | dict(said=[(next(verdicts), look(q, r.text), r) for r in group]))
     rows = gather_dealt(rows)
     for row in rows:
         row["sampled"] = mean([right for right, _, _ in row["said"]])
     greedy, kinds = [r["greedy"] for r in rows], sorted({r["kind"] for r in rows if r["kind"]})
     out = dict(questions=len(questions), greedy=mean(greedy), texts={r["question"]: r["text"] for r in rows})
-    out["answers"] = [{k: r[k] for k in ("question", "greedy", "sampled")} for r in rows]
-    out["greedy_interval"] = wilson(sum(greedy), len(greedy))
+    out["answers"] = [{k: r[k] for k in ("question", "picture", "greedy", "sampled")} for r in rows]
+    pictures = [r["picture"] for r in rows]
+    out["greedy_interval"] = interval(greedy, pictures)[0]
     out["greedy_by_kind"] = {k: mean([r["greedy"] for r in rows if r["kind"] == k]) for k in kinds}
     if draws:
         right, looks, said = zip(*(x for r in rows for x in r["said"]), strict=True)
         shares = [r["sampled"] for r in rows]
-        out |= dict(sampled=mean(shares), sampled_interval=middle(boot_means(shares)))
+        out |= dict(sampled=mean(shares), sampled_interval=interval(shares, pictures)[0])
         out |= dict(tokens=mean([len(r.ids) for r in said]), cut_off=1 - mean([r.finished for r in said]))
         out["entropy"] = float(np.mean([-x for r in said for x in r.logps]))  # nats per sampled token
         if kinds:
@@ -150,13 +167,29 @@ def trained_image_tokens(student: str) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ results
-STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 97.5 %, by n
+def student_p(t: float, df: int) -> float:
+    """Two-sided p of Student's t, df a whole number: the closed form of the integral, exact. (2.571, 5) -> 0.05."""
+    angle = math.atan2(abs(t), math.sqrt(df))
+    term, total = math.cos(angle) if df % 2 else 1.0, 0.0
+    for power in range(df % 2, df - 1, 2):  # cos^power, with the factors 1/2, 3/4 ... or 2/3, 4/5 ...
+        total, term = total + term, term * math.cos(angle) ** 2 * (power + 1) / (power + 2)
+    total *= math.sin(angle)
+    return max(0.0, 1 - (2 / math.pi * (angle + total) if df % 2 else total))
+
+
+def student_t(df: int, p: float = 0.05) -> float:
+    """The t beyond which, on both sides together, Student's distribution has p: 5 -> 2.571."""
+    low, high = 0.0, 1e9
+    for _ in range(100):
+        t = (low + high) / 2
+        low, high = (t, high) if student_p(t, df) > p else (low, t)
+    return low
 
 
 def over_seeds(values: list[float]) -> dict:
     """Mean, half width of the 95 % interval by Student's t (None for one seed), and the values themselves."""
     n = len(values)
-    half = STUDENT_T.get(n, 2.0) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
+    half = student_t(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
     return {"mean": float(np.mean(values)), "half": half, "values": values}
 
 

@@ -1,6 +1,7 @@
 """A study's table and picture from its runs; the shell files beside this one call it.
 
 python -m results.collect main --cells ril,distill --seeds 0,1 [--against ril]
+STORED=1 bash results/main.sh      # the numbers in results/main.json compared again, without runs
 """
 
 import json
@@ -12,6 +13,7 @@ from engine.command import Flags, run_command
 from engine.files import read_jsonl, write
 from engine.report import loop_rows, start_and_end
 from eval import over_seeds
+from tools.compare import between_seeds, holm
 
 COLUMNS = {  # column of the table -> (key in summary.json, decimals)
     "sampled": ("sampled_after", 3),
@@ -52,13 +54,12 @@ CONTROLS = {  # what the demo names beside its own numbers -> the row of results
 }
 
 
-def collect(name: str, cells: list, seeds: list, against: str = "", panels=("similarity", "answer"), into="results"):
-    """INTO/NAME.json, .md and .png from the runs runs/NAME-CELL-SEED; says which runs are missing; -> the rows.
+MEASURES = ("sampled", "greedy", "hard questions solved")  # what rows are compared in
 
-    Differences are paired (same seed, so same warm start, questions and draws): each row against the row above, or
-    against the row named `against`.
-    """
-    rows, curves, missing, above = {}, {}, [], None
+
+def read_runs(name: str, cells: list, seeds: list, panels=()) -> tuple[dict, dict, list]:
+    """({cell: row}, {cell: curves}, missing runs) of runs/NAME-CELL-SEED."""
+    rows, curves, missing = {}, {}, []
     for cell in cells:
         runs = {s: Path("runs") / f"{name}-{cell}-{s}" for s in seeds}
         found = {
@@ -78,35 +79,76 @@ def collect(name: str, cells: list, seeds: list, against: str = "", panels=("sim
         for column, (key, _) in COLUMNS.items():
             values = [found[s][key] for s in sorted(found) if key in found[s]]
             row[column] = over_seeds(values) if values else None
-        other = against or above
-        if other in rows and other != cell and rows[other]["seeds"] == row["seeds"]:
-            for column in ("sampled", "greedy"):
-                pairs = zip(row[column]["values"], rows[other][column]["values"], strict=True)
-                row[f"{column} difference"] = over_seeds([x - y for x, y in pairs])
-            if cell in PAPER_SAYS_WORSE:
-                d = row["sampled difference"]
-                sure = d["half"] is not None and abs(d["mean"]) > d["half"]
-                ours = "undecided" if not sure else "worse" if d["mean"] < 0 else "better"
-                row["paper and ours"] = f"worse, {ours}"
         row["hard questions solved"] = hard_solved(runs, Path("runs") / f"{name}-{cells[0]}-{{}}", sorted(found))
-        rows[cell], above = row, cell
+        rows[cell] = row
         curves[cell] = {
             k: np.mean([[m[k] for m in one] for one in steps.values()], axis=0)
             for k in panels
             if all(k in m for one in steps.values() for m in one)
         }
-    out = Path(into)
-    command = f"results/{name}.sh"
-    result = {
-        "study": name,
-        "command": command,
-        "against": against or "the row above",
-        "missing": missing,
-        "rows": rows,
-    }
+    return rows, curves, missing
+
+
+def baselines(rows: dict, against: list[str]) -> dict[str, str]:
+    """{row: the row that it is compared with}: the nearest of `against` above it (none: the first); without `against`
+    the row above. A row of `against` is not compared.
+    """
+    out, last = {}, ""
+    for cell in rows:
+        if cell in against:
+            last = cell
+        elif against or last:
+            out[cell] = last or against[0]
+        last = last if against else cell
+    return {cell: other for cell, other in out.items() if other in rows}
+
+
+def compare_rows(rows: dict, against: list[str]) -> None:
+    """Add to each row its differences from its baseline, paired by seed, {mean, half, values, p, holm, verdict}.
+
+    Holm's correction is over the study's comparisons in one measure. verdict: better or worse when p is below 0.05
+    after it; exploratory when only before it; else undecided.
+    """
+    for measure in MEASURES:
+        found = {}
+        for cell, other in baselines(rows, against).items():
+            (x, y), seeds = (rows[c].get(measure) for c in (cell, other)), rows[cell]["seeds"]
+            if x and y and seeds == rows[other]["seeds"] and len(x["values"]) == len(y["values"]) == len(seeds):
+                values = np.subtract(x["values"], y["values"]).tolist()
+                found[cell] = rows[cell][f"{measure} difference"] = over_seeds(values) | {"to": other}
+                if len(seeds) > 1:
+                    found[cell]["p"] = between_seeds(y["values"], x["values"])["p"]
+        for cell, holm_p in holm({cell: d["p"] for cell, d in found.items() if "p" in d}).items():
+            d = found[cell]
+            sure = "exploratory" if d["p"] < 0.05 else "undecided"
+            d |= dict(holm=holm_p, verdict=sure if holm_p >= 0.05 else "better" if d["mean"] > 0 else "worse")
+            if measure == "sampled" and cell in PAPER_SAYS_WORSE:
+                rows[cell]["paper and ours"] = f"worse, {d['verdict']}"
+
+
+def collect(name: str, cells: list, seeds: list, against: str = "", panels=("similarity", "answer"), **how):
+    """INTO/NAME.json, .md and .png from the runs runs/NAME-CELL-SEED; says which runs are missing; -> the rows.
+
+    Differences are paired (same seed, so same warm start, questions and draws): each row against the row above, or
+    against those that `against` names (A,B). how: into, note (a line for the table), stored: the numbers are those of
+    INTO/NAME.json, compared and written again; the picture stays.
+    """
+    out, note = Path(how.get("into", "results")), how.get("note", "")
+    if how.get("stored"):
+        before = json.loads((out / f"{name}.json").read_text())
+        kept = {"seeds", "commit", "command", *COLUMNS, *MEASURES}
+        rows = {cell: {k: x for k, x in row.items() if k in kept} for cell, row in before["rows"].items()}
+        curves, missing = {}, before["missing"]
+    else:
+        rows, curves, missing = read_runs(name, cells, seeds, panels)
+    compare_rows(rows, [x for x in against.split(",") if x])
+    against = " or ".join(against.split(",")) if against else "the row above"
+    command = f"results/{name if Path(f'results/{name}.sh').is_file() else 'study'}.sh"
+    result = dict(study=name, command=command, against=against, note=note, missing=missing, rows=rows)
     write(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    write(out / f"{name}.md", study_table(name, rows, missing, against or "the row above"))
-    draw_study(out / f"{name}.png", rows, curves, list(panels))
+    write(out / f"{name}.md", study_table(result))
+    if not how.get("stored"):
+        draw_study(out / f"{name}.png", rows, curves, list(panels))
     return rows
 
 
@@ -128,7 +170,7 @@ def hard_solved(runs: dict, first: Path, seeds: list[int]) -> dict | None:
     return over_seeds(shares) | {"questions": counts} if shares else None
 
 
-def study_table(name: str, rows: dict, missing: list[str], against: str) -> str:
+def study_table(study: dict) -> str:
     """The markdown table of a study: mean +- half width of the 95 % interval over seeds."""
 
     def cell(x, digits, sign=""):
@@ -137,28 +179,47 @@ def study_table(name: str, rows: dict, missing: list[str], against: str) -> str:
         half = f" ± {x['half']:.{digits}f}" if x["half"] is not None and digits > 1 else ""
         return f"{x['mean']:{sign}.{digits}f}{half}"
 
-    commits = sorted({r["commit"] for r in rows.values()})
+    def says(d):
+        return f"{d['verdict']} ({d['p']:.3f}, Holm {d['holm']:.3f})" if d and "p" in d else "-"
+
+    rows = study["rows"]
+    commits = sorted({c for r in rows.values() for c in r["commit"].split()})
+    compared = {m: [r[f"{m} difference"] for r in rows.values() if f"{m} difference" in r] for m in MEASURES}
+    compared = {m: found for m, found in compared.items() if found}
+    several = max((sum("p" in d for d in found) for found in compared.values()), default=0)
+    holms = (
+        f"In brackets p, and p after Holm's correction over all comparisons of the column (at most {several}): better\n"
+    )
+    holms += "or worse where the latter is below 0.05; exploratory, so not to be relied on, where the former alone is."
     out = [
-        f"# {name}",
+        f"# {study['study']}",
         "",
-        f"Made by `results/{name}.sh` at commit {', '.join(commits)}: mean ± half width of the 95 %",
-    ]
-    out += [f"interval over seeds (Student's t); differences are paired by seed, against {against}."]
-    out += [
+        f"Made by `{study['command']}` at commit {', '.join(commits)}: mean ± half width of the 95 %",
+        f"interval over seeds (Student's t); differences are paired by seed, against {study['against']}.",
         "All seeds share the test questions: the intervals are about training, not about the choice of questions.",
+        *([holms] if several else []),
+        *([study["note"]] if study["note"] else []),
         "",
     ]
-    out += [f"Missing: {', '.join(missing)}", ""] if missing else []
+    out += [f"Missing: {', '.join(study['missing'])}", ""] if study["missing"] else []
     judged = ["paper, ours"] if any("paper and ours" in r for r in rows.values()) else []
-    hard = ["hard questions solved"] if any(r["hard questions solved"] for r in rows.values()) else []
-    columns = {c: digits for c, (_, digits) in COLUMNS.items() if any(r[c] for r in rows.values())}
-    names = ["row", "seeds", "Δ sampled", "Δ greedy", *judged, *hard, *columns]
+    hard = ["hard questions solved"] if any(r.get("hard questions solved") for r in rows.values()) else []
+    columns = {c: digits for c, (_, digits) in COLUMNS.items() if any(r.get(c) for r in rows.values())}
+    names = [
+        "row",
+        "seeds",
+        *(x for m in compared for x in [f"Δ {m}", *["says"] * bool(several)]),
+        *judged,
+        *hard,
+        *columns,
+    ]
     out += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for label, r in rows.items():
-        deltas = [cell(r.get(f"{c} difference"), 3, "+") for c in ("sampled", "greedy")]
+        found = [r.get(f"{m} difference") for m in compared]
+        deltas = [x for d in found for x in [cell(d, 3, "+"), *[says(d)] * bool(several)]]
         deltas += [r.get("paper and ours", "-")] * len(judged)
-        cells = [cell(r["hard questions solved"], 3)] * len(hard)
-        cells += [cell(r[c], digits) for c, digits in columns.items()]
+        cells = [cell(r.get("hard questions solved"), 3)] * len(hard)
+        cells += [cell(r.get(c), digits) for c, digits in columns.items()]
         out.append("| " + " | ".join([label, str(len(r["seeds"])), *deltas, *cells]) + " |")
     return "\n".join(out) + "\n"
 
@@ -243,27 +304,37 @@ def tell(rows: dict) -> None:
     print(f"similarity reward {ril['similarity_start']:.2f} -> {ril['similarity_end']:.2f}")
     print(f"D's accuracy {ril['d_accuracy_start']:.2f} -> {ril['d_accuracy_end']:.2f}")
     study = json.loads((Path(__file__).parent / "weak_judge.json").read_text())["rows"]
-    five = [f"{label} {study[cell]['sampled']['mean']:.3f}" for label, cell in CONTROLS.items()]
-    print("One seed is an anecdote. The same over five seeds (results/weak_judge.md), sampled accuracy:")
-    print(", ".join(five) + ".")
-    print("So D carries the signal where most questions have no answer key; but the constant reward 'is a teacher row'")
-    print("does as well wherever teacher text is in the group.")
+    five = {
+        m: [f"{label} {study[cell][m]['mean']:.3f}" for label, cell in CONTROLS.items()] for m in ("sampled", "greedy")
+    }
+    print("One seed is an anecdote. The same over five seeds (results/weak_judge.md):")
+    for measure, means in five.items():
+        print(f"{measure} accuracy: {', '.join(means)}.")
+    print(
+        "So where most questions have no answer key D adds to sampled accuracy over teachers alone (greedy: undecided);"
+    )
+    print("no difference shows between it and the constant reward 'is a teacher row'.")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = Flags(__doc__)
     parser.add_argument("name", help="the study: runs/NAME-CELL-SEED become results/NAME.json, .md and .png")
     parser.add_argument("--cells", required=True, help="the rows, in order")
     parser.add_argument("--seeds", default="0", help="the seeds")
-    parser.add_argument("--against", default="", help="the row that all are compared with [the row above]")
+    parser.add_argument(
+        "--against", default="", help="the row that all are compared with; A,B: the nearest above [above]"
+    )
     parser.add_argument(
         "--panels", default="similarity,answer", help=f"curves to draw: {', '.join(PANELS)}; or differences"
     )
     parser.add_argument("--into", default="results", help="the folder for table and picture")
-    args = parser.parse_args()
-    cells, seeds = args.cells.split(","), [int(s) for s in args.seeds.split(",")]
-    rows = collect(args.name, cells, seeds, args.against, args.panels.split(","), args.into)
+    parser.add_argument("--note", default="", help="a line for the table")
+    parser.add_argument("--stored", action="store_true", help="compare the numbers in NAME.json again; no runs needed")
+    args = parser.parse_args(argv)
+    cells, seeds, how = args.cells.split(","), [int(s) for s in args.seeds.split(",")], ("into", "note", "stored")
+    how = {name: getattr(args, name) for name in how}
+    rows = collect(args.name, cells, seeds, args.against, args.panels.split(","), **how)
     if args.name == "demo":
         tell(rows)
     else:

@@ -4,6 +4,7 @@
 source "$(dirname "$0")/study.sh"
 A=tiny-qwen-teacher B=tiny-internvl-teacher
 study main "0 1 2 3 4"
+AGAINST=ril-A
 cell warm-start --algo dr_grpo --steps 0
 cell grpo --algo grpo
 cell dr_grpo --algo dr_grpo

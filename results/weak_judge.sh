@@ -2,7 +2,8 @@
 # When three questions of four have no answer key, or a fifth of the verdicts is wrong: who carries the signal?
 source "$(dirname "$0")/study.sh"
 study weak_judge "0 1 2 3 4"
-AGAINST=ril-25
+AGAINST=ril-25,ril-wrong-20
+NOTE="In every row the exported checkpoint was chosen on 300 validation questions with their full answer key."
 cell ril-25 --judged 0.25
 cell dr_grpo-25 --algo dr_grpo --judged 0.25
 cell no-D-25 --similarity none --judged 0.25

@@ -203,12 +203,12 @@ def test_eval_bad_files_are_named_and_counted_and_never_a_zero(tmp_path, capsys)
     out = measure(tmp_path / "out", *run)
     found, said = out["benchmarks"]["mmstar"], capsys.readouterr().out
     counts = {k: found["files"]["MMStar"][k] for k in ("rows", "torn", "unreadable", "missing")}
-    assert counts == dict(rows=6, torn=3, unreadable=2, missing=0) and found["n"] == 4
+    assert counts == dict(rows=9, torn=3, unreadable=2, missing=0) and found["n"] == 4
     for words in (
         "row 10: torn, 2 of 6",
         "index 4 has no picture",
         "index 1 stands twice",
-        "row 2: its picture",
+        "row 4 (index 2): its picture",
         "e1ecd214",
     ):
         assert words in said, words

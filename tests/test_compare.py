@@ -46,7 +46,7 @@ def test_eval_comparison_equals_values_by_hand(tmp_path):
     assert (
         abs(seeds["difference"] - 15) < 1e-9 and np.allclose(seeds["b"]["values"], [80, 90]) and seeds["a"]["half"] == 0
     )
-    assert abs(seeds["b"]["half"] - 12.706 * 7.0710678 / 2**0.5) < 1e-4
+    assert abs(seeds["b"]["half"] - 12.7062047 * 7.0710678 / 2**0.5) < 1e-4
 
 
 @pytest.mark.parametrize("what", [dict(md5="1"), dict(prompt="bare"), dict(rules="head"), dict(judge="http://j")])

@@ -21,7 +21,7 @@ def test_intervals_equal_values_by_hand():
 def test_auc_and_seed_statistics_equal_values_by_hand():
     assert ev.auc([3, 2], [1, 2]) == (1 + 1 + 1 + 0.5) / 4 and ev.auc([], [1]) == 0.5
     found = ev.over_seeds([0.6, 0.7, 0.8])
-    assert abs(found["mean"] - 0.7) < 1e-12 and abs(found["half"] - 4.303 * 0.1 / 3**0.5) < 1e-9
+    assert abs(found["mean"] - 0.7) < 1e-12 and abs(found["half"] - 4.303 * 0.1 / 3**0.5) < 1e-4
     assert ev.over_seeds([0.5])["half"] is None
 
 

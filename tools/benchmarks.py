@@ -9,7 +9,6 @@ Scoring needs neither torch nor a model: it works with the standard library and 
 
 import ast
 import base64
-import contextlib
 import csv
 import hashlib
 import io
@@ -19,6 +18,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_uppercase
@@ -31,7 +31,7 @@ from engine.command import Flags, UserError, run_command
 from engine.files import as_jsonl, parse_line, read_jsonl, write
 from engine.pictures import as_seen, open_picture
 from engine.served import Server
-from eval import boot_means, greedy_answers, load_student, mean, middle, wilson
+from eval import greedy_answers, interval, load_student, mean, middle
 
 # ------------------------------------------------------------------------------------------------ what they are
 FILES = {  # public file -> (our name for the benchmark, how an item is scored, the first digits of its md5, rows)
@@ -92,6 +92,11 @@ def kind_of(benchmark: str) -> str:
     return FILES[file_of(benchmark)][1]
 
 
+def bootstrap_seed(benchmark: str) -> int:
+    """Seeds a benchmark's bootstrap: each its own, but mmb-cn has that of mmb, since both ask the same questions."""
+    return seed_of("bootstrap", benchmark.removesuffix("-cn"))
+
+
 def cell(row: dict, name: str) -> str:
     """A cell as text; "" when it is absent or empty. The word None is text (pandas would take it for an empty cell)."""
     value = row.get(name)
@@ -107,6 +112,12 @@ def options_of(row: dict) -> dict[str, str]:
 def is_picture(text: str) -> bool:
     """Is this the name of a picture file? (Base64 has no dot in it.)"""
     return bool(re.fullmatch(r"\S+\.(png|jpe?g|webp|gif|bmp)", text, re.IGNORECASE))
+
+
+def is_utf8(record: str | list | dict) -> bool:
+    """Were all bytes of a record UTF-8? (Others are read as lone surrogates.)"""
+    texts = [record] if isinstance(record, str) else record.values() if isinstance(record, dict) else record
+    return not any(isinstance(x, str) and not x.isascii() and re.search("[\udc80-\udcff]", x) for x in texts)
 
 
 def listed(text) -> list | None:
@@ -126,29 +137,41 @@ def listed(text) -> list | None:
 class Table:
     """A benchmark file without its pictures: of those only the place in the file is kept (some files have gigabytes).
 
-    rows: {column: text} each; wrong: what was left out, by file and line; twin: index -> the first row with that
-    picture.
+    A row is a record of the file, numbered from 1 (the header of a .tsv is 1); an index is what its column says. rows:
+    {column: text} each; wrong: what was left out, by file and row; twin: index -> the first one with that picture.
     """
 
     path: Path
     rows: list[dict] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    refers: dict = field(default_factory=dict)  # index -> that of the row with its picture
+    number: dict = field(default_factory=dict)  # index -> the row
     places: dict = field(default_factory=dict)  # index -> (first byte, bytes) of the row, or a list of picture files
     twin: dict = field(default_factory=dict)
+    seen: dict = field(default_factory=dict)  # hash of a picture -> the first index with it
     header: list[str] = field(default_factory=list)
     md5: str = ""
-    count: int = 0  # of rows, before `choose`
+    count: int = 0  # of the file's rows, with those left out
 
     @property
     def name(self) -> str:
         """The public file's name."""
         return self.path.stem
 
-    def row(self, record: str | list) -> dict:
-        """The row that a line of JSON or a list of cells holds. Raises ValueError for a torn one."""
+    def where(self, index: str) -> str:
+        """A row by file, number and index, for messages."""
+        return f"{self.path}: row {self.number[index]} (index {index})"
+
+    def row(self, record: str | list | dict | csv.Error) -> dict:
+        """The row that a line of JSON, a list of cells or a dict holds. Raises ValueError for one that is torn."""
+        if isinstance(record, csv.Error):
+            raise ValueError(str(record).partition(" - ")[0])  # what follows is advice for programmers
+        if not is_utf8(record):
+            raise ValueError("not UTF-8; save the file as UTF-8")
         if isinstance(record, list) and len(record) != len(self.header):
             raise ValueError(f"torn, {len(record)} of {len(self.header)} cells")
-        row = parse_line(record) if isinstance(record, str) else dict(zip(self.header, record, strict=True))
+        row = parse_line(record) if isinstance(record, str) else record
+        row = dict(zip(self.header, row, strict=True)) if isinstance(row, list) else row
         if "image_path" in row and "image" not in row:
             row["image"] = row.pop("image_path")
         return row
@@ -169,14 +192,15 @@ class Table:
         either, or the index of the row that has them. Raises UserError naming file and row.
         """
         cell, out = self.cell(index), []
-        cell = self.cell(cell) if isinstance(cell, str) and cell in self.places else cell
+        cell = self.cell(str(cell)) if str(cell) in self.places else cell
         for one in map(str, listed(cell) or [cell]):
             source = self.path.parent / one
             if not is_picture(one):
-                source = io.BytesIO()  # no base64: an empty file, which cannot be read either
-                with contextlib.suppress(ValueError):
+                try:
                     source = io.BytesIO(base64.b64decode(one.rpartition("base64,")[2]))
-            out.append(open_picture(source, f"{self.path}: row {index}", VIEWS[view]))
+                except ValueError:
+                    raise UserError(f"{self.where(index)}: its picture is no base64; repair or remove it") from None
+            out.append(open_picture(source, self.where(index), VIEWS[view]))
         return out
 
 
@@ -189,51 +213,98 @@ def interleaved(index: str, row: dict) -> dict:
     return row | dict(index=index, question=text, category=category, image=pictures)
 
 
+def csv_records(lines) -> Iterator[list | csv.Error]:
+    """The records of tab-separated lines; the error in place of one that cannot be read, such as a lone \\r in it."""
+    reader = csv.reader(lines, delimiter="\t")
+    while True:
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error
+
+
+def index_of(table: Table, row: dict) -> str:
+    """A row's index. Raises ValueError for one that cannot be used, or that stands there already."""
+    index = cell(row, "index")
+    if not index or isinstance(row["index"], bool | list | dict):
+        raise ValueError(f"index {row['index']!r} is neither a number nor a name")
+    circular = FILES.get(table.name, "??")[1] == "circular"
+    if circular and not re.fullmatch("[0-9]+", index):
+        raise ValueError(f"index {index} is no number; rotations of a question are found by it")
+    if index in table.places:
+        raise ValueError(f"index {index} stands twice")
+    return index
+
+
+def add_row(table: Table, number: int, record, place: tuple[int, int]) -> None:
+    """Add a record, or say in `wrong` why not. Raises UserError for a missing column. place: first byte, bytes."""
+    table.count += 1
+    where, needed = f"{table.path}: row {number}", ["index", "answer", "image"]
+    needed += ["question"] * (table.name != "MMMU_Pro_V")  # there it is in the picture
+    try:
+        row = table.row(record)
+        if missing := [x for x in needed if x not in row]:
+            raise UserError(f"{where}: column {missing[0]!r} is missing; it has {', '.join(row)}")
+        index, picture = index_of(table, row), row.pop("image")
+        if not picture:
+            raise ValueError(f"index {index} has no picture")
+    except ValueError as error:  # a JSONDecodeError is one
+        table.wrong.append(f"{where}: {error}")
+        return
+    table.rows.append(row | {"index": index})
+    table.number[index], table.places[index] = number, picture if isinstance(record, dict) else place
+    if re.fullmatch("[0-9]{1,20}", str(picture)):  # too short for base64
+        table.refers[index] = str(picture)
+    else:
+        table.twin[index] = table.seen.setdefault(hash(str(picture)), index)
+
+
+def follow_references(table: Table) -> None:
+    """Give rows that refer to another one's picture its twin; those that refer to none are left out."""
+    for index, other in table.refers.items():
+        if other in table.places and other not in table.refers:
+            table.twin[index] = table.twin[other]
+        else:
+            table.wrong.append(f"{table.where(index)}: its picture is that of index {other}, which has none")
+    table.rows = [row for row in table.rows if row["index"] in table.twin]
+
+
 def read_table(path: str | Path) -> Table:
-    """A benchmark's .tsv or .jsonl file, or MM-Vet-v2's .json, read once. Rows that are torn, doubled or without a
-    picture are left out and named in `wrong`. Raises UserError for a missing column or a file that is no table.
+    """A benchmark's .tsv or .jsonl file, or MM-Vet-v2's .json, read once. Rows that are torn, doubled, not UTF-8 or
+    without a picture are left out and named in `wrong`. Raises UserError for a missing column or a file that is no
+    table.
     """
-    table, digest, seen = Table(Path(path)), hashlib.md5(usedforsecurity=False), {}
-    needed = ["index", "answer", "image", *["question"] * (table.name != "MMMU_Pro_V")]  # there: in the picture
+    table, digest = Table(Path(path)), hashlib.md5(usedforsecurity=False)
     csv.field_size_limit(2**31 - 1)
 
     def lines(file):
         for line in iter(file.readline, b""):  # so that file.tell() is the end of the line
             digest.update(line)
-            yield line.decode("utf-8-sig", "surrogateescape" if table.path.suffix == ".jsonl" else "replace")
+            yield line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
 
     try:
         with table.path.open("rb") as file:
             records = lines(file)
             if table.path.suffix == ".tsv":
-                records = csv.reader(records, delimiter="\t")
+                records = csv_records(records)
                 table.header = next(records, [])
+                if isinstance(table.header, csv.Error) or not is_utf8(table.header):
+                    raise ValueError("its first line is not UTF-8 with tabs")
             elif table.path.suffix == ".json":  # {id: row}
                 records = [interleaved(*x) for x in json.loads("".join(records)).items()]
             end = file.tell()
             for number, record in enumerate(records, 1 + bool(table.header)):
-                start, end, where = end, file.tell(), f"{table.path}: row {number}"
-                if not record or record == "\n":
-                    continue
-                try:
-                    row = record if isinstance(record, dict) else table.row(record)
-                    if missing := [x for x in needed if x not in row]:
-                        raise UserError(f"{where}: column {missing[0]!r} is missing; it has {', '.join(row)}")
-                    index, picture = str(row["index"]), row.pop("image")
-                    if not picture or index in table.places:
-                        raise ValueError(f"index {index} " + ("stands twice" if picture else "has no picture"))
-                except ValueError as error:  # a JSONDecodeError is one
-                    table.wrong.append(f"{where}: {error}")
-                    continue
-                table.rows.append(row | {"index": index})
-                table.places[index] = picture if isinstance(record, dict) else (start, end - start)
-                cell = str(picture)  # another row's index, or what is to be seen
-                table.twin[index] = table.twin.get(cell) or seen.setdefault(hash(cell), index)
+                start, end = end, file.tell()
+                if record and record != "\n":
+                    add_row(table, number, record, (start, end - start))
     except (csv.Error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{table.path}: not a benchmark file ({type(error).__name__}: {error})") from None
+    follow_references(table)
     if not table.rows:
         raise UserError(f"{table.path}: no rows; {'; '.join(table.wrong[:3]) or 'the file is empty'}")
-    table.md5, table.count = digest.hexdigest(), len(table.rows)
+    table.md5 = digest.hexdigest()
     return table
 
 
@@ -307,7 +378,7 @@ ABILITIES = {
 }
 
 
-RELABELLED = "Relative_Reflectance"  # BLINK's sub-task whose labels were repaired in 2025
+RELABELLED = "Relative_Reflectance"  # BLINK's sub-task whose labels were repaired in May 2026
 
 
 def find_option(text: str, options: dict[str, str], rules: str) -> str | bool:
@@ -618,7 +689,7 @@ def encode_rows(student, table: Table, rows: list[dict], settings: dict) -> tupl
         except UserError as error:
             errors[row["index"]] = str(error)
         except ValueError as error:
-            errors[row["index"]] = f"{table.path}: row {row['index']}: {error}"
+            errors[row["index"]] = f"{table.where(row['index'])}: {error}"
     return prompts, errors
 
 
@@ -648,7 +719,7 @@ def ask_file(student, table: Table, settings: dict, folder: Path, batch: int) ->
                     answers = greedy_answers(student, asked, names, settings["max_new_tokens"], batch)
                 except torch.cuda.OutOfMemoryError:
                     if batch == 1:
-                        raise UserError(f"{table.name}: row {names[-1]} alone does not fit into memory") from None
+                        raise UserError(f"{table.where(names[-1])}: alone it does not fit into memory") from None
                     batch //= 2
             known.add(dict(index=k, error=error) for k, error in errors.items())
             known.add(dict(index=r.question, text=r.text, tokens=len(r.ids), finished=r.finished) for r in answers)
@@ -725,7 +796,7 @@ def measure_file(table: Table, found: dict, wrong: list[str], rules: str, judge)
     if not table.md5.startswith(md5):
         wrong.insert(0, f"{table.path}: md5 {table.md5[:8]}, the public file has {md5}")
     if missing:
-        wrong.insert(0, f"{name}: {len(missing)} rows have no answer, such as {missing[0]}")
+        wrong.insert(0, f"{name}: {len(missing)} rows have no answer, such as index {missing[0]}")
     for line in [*wrong[:8], *[f"{name}: {len(wrong) - 8} more, in results.json"] * (len(wrong) > 8)]:
         print(f"warning: {line}")
     out = dict(md5=table.md5, rows=table.count, torn=len(table.wrong), unreadable=len(bad), missing=len(missing))
@@ -751,10 +822,9 @@ def measure(title: str, tables: list[Table], found: dict, rules: str, judge=None
     if not units or None in values:
         return result, [], np.array([])
     weights, clusters = [u["weight"] for u in units], [u["cluster"] for u in units]
-    draws, score, n = boot_means(values, clusters, weights), float(np.dot(values, weights)), len(set(clusters))
-    alike = draws.std() == 0 or (n == len(units) and set(values) <= {0, 1})
-    low, high = wilson(score * n, n) if alike else middle(draws)
-    result |= dict(score=100 * score, interval=[100 * low, 100 * high], tokens=mean([x["tokens"] for x in said]))
+    (low, high), draws = interval(values, clusters, weights, bootstrap_seed(title))
+    result |= dict(score=100 * float(np.dot(values, weights)), interval=[100 * low, 100 * high])
+    result |= dict(tokens=mean([x["tokens"] for x in said]))
     shares = dict(unparsed=[not x["read"] for x in said], cut_off=[not x["finished"] for x in said])
     return result | {name: mean(xs) for name, xs in shares.items()}, units, draws
 
@@ -804,6 +874,11 @@ class Remembering:
         return [self.known.get(key, {}).get("reply", "") for key in keys]
 
 
+def result_file(name: str, rules: str) -> str:
+    """The name of a result under these rules: results.json by the default ones, results.head.json by head."""
+    return name if rules == RULES[0] else name.replace(".", f".{rules}.", 1)
+
+
 def find_tables(data: str, wanted: str, limit: int) -> dict[str, list[Table]]:
     """{benchmark: its files} of --benchmarks, with the rows to ask. With "all" a file may be absent: its benchmark is
     n/a, and said so.
@@ -828,8 +903,8 @@ def find_tables(data: str, wanted: str, limit: int) -> dict[str, list[Table]]:
 
 
 def run_benchmarks(args, judge=None) -> None:
-    """Ask and score, then write results.json, results.md and items.jsonl; where other ranks are still at work, the last
-    one does. `judge`: see score_all.
+    """Ask and score, then write results.json, results.md and items.jsonl (other rules: see result_file); where other
+    ranks are still at work, the last one does. `judge`: see score_all.
     """
     began, benchmarks = time.time(), find_tables(args.data, args.benchmarks, args.limit)
     tables = [table for its in benchmarks.values() for table in its]
@@ -859,14 +934,14 @@ def run_benchmarks(args, judge=None) -> None:
         total["interval"] = [100 * x for x in middle(np.mean(draws, 0))]
     out = dict(mean=total, benchmarks=results, rules=args.rules, judge=judged_by, limit=args.limit, settings=settings)
     out["run"] = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
-    write(folder / "items.jsonl", as_jsonl(items))
-    write(folder / "results.json", json.dumps(out, indent=1, ensure_ascii=False) + "\n")
-    write(folder / "results.md", markdown(out))
+    write(folder / result_file("items.jsonl", args.rules), as_jsonl(items))
+    write(folder / result_file("results.json", args.rules), json.dumps(out, indent=1, ensure_ascii=False) + "\n")
+    write(folder / result_file("results.md", args.rules), markdown(out))
     for name, r in results.items():
         unparsed = "" if r["score"] is None else f"  unparsed {r['unparsed']:.3f}"
         print(f"{name}: {'  95 % '.join(filter(None, score_cells(r, 2)))}{unparsed}  n {r['n']}")
     print(f"mean of {len(scores)}: {score_cells(total, 2)[0]}  ({time.time() - began:.1f} s)")
-    print(f"results: {folder}/results.md")
+    print(f"results: {folder}/{result_file('results.md', args.rules)}")
 
 
 PAPER = {  # the paper's 7B student (arXiv 2510.19307), measured by its authors' evaluator: beside ours, not against it
