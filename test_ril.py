@@ -510,7 +510,7 @@ def test_pretrained_discriminator_tells_most_texts_apart(whole):
         ("3", "3", 1),
         ("3", "i see a b c. the answer is 3", 1),
         ("3", "3.0", 1),
-        ("3", "the answer is 3 things", 0),
+        ("3", "the answer is 3 things", 1),
         ("3", "13", 0),
         ("red", "Look: top left red square; final Red.", 1),
         ("red", "red or green", 0),

@@ -29,7 +29,10 @@ QUANTITY = re.compile(
 )
 LABEL = re.compile(r"\b(?:step|figure|fig\.?|question|item|row|column|panel|page|chapter|option|no\.)$")
 YEAR = re.compile(r"\b(?:in|for|of|from|year|by|since|until|during|to|and)$|,$")
-BOUND = re.compile(r"\b(?:at least|at most|up to|over|under|above|below|nearly|almost|exceed\w*|half)$|[-+*×·/√^±<>]$")
+BOUND = re.compile(  # before a number that is no answer: "at least 5", "2x = 5"
+    r"\b(?:at least|at most|up to|over|under|above|below|nearly|almost|exceed\w*|half)$"
+    r"|(?:\^\d+|\d[a-z]) ?=$|[-+*×·/√^±<>]$"
+)
 OPERATOR = re.compile(r" ?[+×·^√±]| ?\*|/|[^\W\d_]| - [b-hj-z]\b")
 OPTION = re.compile(
     r"\(([A-Ha-h])\)|(?<!\w)([A-H])(?:[.):、](?=\s|[^\x00-\x7f]|$)|\)|(?=\W*$))"
@@ -54,7 +57,8 @@ class Reference(NamedTuple):
     mark: Callable[[str], str]
     asked: frozenset
     whole: str
-    ordered: bool
+    ordered: bool  # is it a list in a given order?
+    counts: bool  # does the question ask how many?
 
 
 def stem(word: str) -> str:
@@ -233,7 +237,7 @@ def refer(question: str, answer: str) -> Reference:
     offered, named = options(unicodedata.normalize("NFKC", question)), options(answer) if OPTION.match(answer) else {}
     offered = offered if len(offered) > 1 else {}
     text, whole = plain(question), plain(answer).strip(" .")
-    words = re.findall(r"[^\W_]+", text)
+    words = re.findall(r"[^\W_]+(?:-[^\W_]+)*", text)
     asked = frozenset(stem(w) for w in words if w not in FILLER)
     value = whole.rpartition("=")[2].strip()
     found = quantities(value)
@@ -253,4 +257,4 @@ def refer(question: str, answer: str) -> Reference:
     else:
         rivals = [w for group in RIVALS if whole in group for w in group if w != whole and w not in words]
         kind, mark = "words", word_marker(phrase(whole), rivals)
-    return Reference(kind, mark, asked, whole, bool(ORDERED.search(question)) or whole[:1] in "([")
+    return Reference(kind, mark, asked, whole, bool(ORDERED.search(question)) or whole[:1] in "([", "how many" in text)

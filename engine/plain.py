@@ -80,7 +80,7 @@ CHINESE = table(
     (r"所以|因此|故", " , so "),
     (r"(?:正确)?答案(?:应该)?(?:是|为|选|:)?|(?:应该?)?选择?项?(?:是|为|:)?", " answer: "),
     (r"[和与]", " and "),
-    (r"一共|总共|共|正在|[个只辆条位张块的了]", " "),
+    (r"一共|总共|共|正在|[个只辆条位张块的了吗呢]", " "),
     (r"是|为", " is "),
     (r"有", " has "),
     (r"[零一二两三四五六七八九十百千]+", lambda m: hanzi_number(m[0])),
@@ -189,7 +189,7 @@ DATES = table(
     (r"\b(?P<d>\d{1,2})\.(?P<m>\d{1,2})\.(?P<y>\d{4})\b", date),
     (rf"\b(?:the )?{_DAY}(?: of)? {_MONTH}\b{_YEAR}", date),
     (rf"\b{_MONTH} (?:the )?{_DAY}{_YEAR}", date),
-    (rf"\b{_MONTH},? (?P<y>\d{{4}})\b", date),
+    (rf"\b{_MONTH},? (?:of )?(?P<y>\d{{4}})\b", date),
 )
 TIMES = table(
     r"\d(?::| ?[ap]\.?m| ?o.?clock)|(?:to|past) \d",

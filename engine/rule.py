@@ -105,7 +105,9 @@ def answers(words: list[str], ref: Reference, told: bool) -> bool:
         return not (subject and unknown(after, ref))
     if ref.kind != "words":
         first = next((w for w in before if w in SUBJECTS or w not in FRAME), "it")
-        return told or first in SUBJECTS or first.endswith("ing") or stem(first) in ref.asked or not first.isalpha()
+        known = first in SUBJECTS or first.endswith("ing") or stem(first) in ref.asked or not first[1:].isalpha()
+        astray = (subject and unknown(after, ref)) or (ref.counts and unknown(after[:1], ref))
+        return told or (known and not astray)
     if before[1:] and before[-1] in ADJECTIVES and before[-2] in ("a", "an", "the"):
         before = before[:-1]
     if unknown(before, ref) or "★" in after or (after and after[0] in VERBS and not subject):

@@ -23,19 +23,19 @@ OPEN = set(  # leave the answer open
 )
 FILLER = set(  # stand around an answer and say nothing themselves
     """a an the its here is are was were be been being am his her their them our my your can see seen sees show shows
-    shown showing depict depicts depicted display displays indicates states reveals image picture photo photograph
+    shown showing depict depicts depicted display displays indicates reveals image picture photo photograph
     chart graph figure diagram bar say says said read reads reading by in on at from to for of with during named called
     titled labeled labelled look looks appear appears seem seems like think believe guess would choose pick select
     chosen have has had contain contains option choice answer correct right final finally exactly only just about
     approximately around roughly probably likely most fairly quite very pretty sure certain clearly definitely simply
     then and also now what where according based do does did must should given all any both value number amount overall
     result equals equal gives get find found count counted conclude step visible each per winner best fit fits order
-    """.split()
+    word words text""".split()
 ).union(SUBJECTS, RELATIVES)
 DETAILS = set(  # may stand there too; they tell what is asked when the question has them
     """written painted taken made directed created drawn built measures weighs costs lasts length width height weight
     size area volume distance time price cost age temperature speed name measure population line pie product difference
-    average mean median perimeter slope solution""".split()
+    average mean median perimeter slope solution year month measured reported recorded""".split()
 )
 FRAME = FILLER | DETAILS | TURNS | OPENERS
 ADJECTIVES = set(

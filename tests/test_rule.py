@@ -124,7 +124,7 @@ def test_the_rule_agrees_with_its_development_cases():
     found = [(row["label"], verdict(row["question"], row["answer"], row["response"])) for row in rows]
     negatives = sum(label == 0 for label, _ in found)
     assert len(found) > 1000 and 0.4 < negatives / len(found) < 0.6
-    assert sum(a == b for a, b in found) / len(found) > 0.99 and found.count((0, 1)) / negatives < 0.01
+    assert sum(a == b for a, b in found) / len(found) > 0.993 and found.count((0, 1)) / negatives < 0.005
     assert public_name is rule_judge
 
 
