@@ -1,5 +1,8 @@
 """Fixtures of test_ril.py and of tests/. pyproject.toml loads this file as a plugin, so that both have them."""
 
+import os
+import tempfile
+
 import pytest
 import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
@@ -8,6 +11,8 @@ import engine.loading as loading
 import tiny.models as tiny_models
 from tests.helpers import SMALL, STUDENTS, command, made_once, speaking
 from tests.published import make_all
+
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="nanoril-tests-")  # hashes of pictures stay out of the user's
 
 
 @pytest.fixture(scope="session")

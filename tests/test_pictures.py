@@ -23,9 +23,8 @@ import engine.pictures as pictures
 import engine.run as running
 import tools.benchmarks as bm
 from engine.command import UserError
+from tests.helpers import HOME
 from tiny.lessons import sft_questions
-
-HOME = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
