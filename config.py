@@ -176,6 +176,7 @@ class Config:
     rollout_rows: int = setting(512, "responses decoded side by side; changes memory, not results", ours=32)
     deterministic: bool = setting(False, "deterministic kernels on a GPU too (always on a CPU)")
     random_weights: bool = setting(False, "published names at full size without a download: for speed, memory")
+    timeout: float = setting(1800.0, "several ranks: seconds in which none of them moves until the run ends")
     threads: int = setting(int(os.environ.get("OMP_NUM_THREADS", 2)), "CPU threads of each process")
     # set by tools
     gpus: int = setting(8, "tools.plan: number of GPUs")

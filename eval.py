@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,17 +87,21 @@ def evaluate(
     the sampled answers, the share that was cut off, accuracy by kind and looks where the world knows them, `texts` (the
     greedy response of each question) and `answers` (each question's picture, verdict and share).
     """
+    from engine.memory import fitting
     from engine.sharding import dealt, gather_dealt, rank_and_world
     from rollout import PURE, rollout
 
     (asked, own), groups = dealt(questions), []  # a group: the greedy response to a question, then the sampled ones
     from tqdm import tqdm
 
+    def ask(prompts: list, names: list, rows: int) -> tuple[list, list]:
+        best = greedy_answers(student, prompts, names, max_new_tokens, rows)
+        return best, rollout(student, prompts, names, draws, max_new_tokens, PURE, (seed, "evaluate"), rows)
+
     for i in tqdm(range(0, len(asked), 128), "questions", delay=2, leave=False, disable=rank_and_world()[0] > 0):
         part = asked[i : i + 128]
         prompts, names = [student.encoder.encode_question(q) for q in part], [q.id for q in part]
-        best = greedy_answers(student, prompts, names, max_new_tokens, max_rows)
-        sampled = rollout(student, prompts, names, draws, max_new_tokens, PURE, (seed, "evaluate"), max_rows)
+        (best, sampled), max_rows = fitting(partial(ask, prompts, names), student, max_rows)
         groups += [[r, *more] for r, more in zip(best, sampled, strict=True)]
     verdicts, rows = iter(judge.verdicts(asked[:own], [r for group in groups[:own] for r in group])), []
     for q, (best, *group) in zip(asked[:own], groups, strict=False):

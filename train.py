@@ -19,7 +19,6 @@ Left out on purpose: trainer classes, callbacks, configuration files, a logging 
 """
 
 import gc
-import json
 import os
 import sys
 import time
@@ -57,7 +56,7 @@ from engine.players import (
     total,
     update,
 )
-from engine.run import Checkpoints, Run, device_of, peak_memory_mb, pretraining_questions, set_up, split
+from engine.run import Checkpoints, Run, device_of, open_run, peak_memory_mb, pretraining_questions, set_up, split
 from engine.sharding import all_gather, barrier, dealt, new_folder, rank_and_world
 from eval import evaluate
 from grpo import Objective, advantages, policy_loss, rewards, teacher_advantages
@@ -307,7 +306,7 @@ def evaluate_run(run: Run) -> None:
     if cfg.teacher_use != "none":
         names = [n for n in cfg.teachers.split(",") if n != "reference" and "=" not in n and n not in FULL]
         names = [] if cfg.teachers_file else names
-        players |= {f"teacher{'_2' * bool(i)}": name for i, name in enumerate(names[:2])}
+        players |= {f"teacher_{i + 1}".removesuffix("_1"): name for i, name in enumerate(names)}
     if cfg.evaluated != "all":
         players = {"after": players["after"]}
     summary, texts, answers = {"name": cfg.name, "algo": cfg.algo, "test_questions": len(test)}, {}, []
@@ -356,12 +355,12 @@ def run_stage(run: Run, name: str) -> None:
         print(f"{title}: skipped, {run.path / artefact} is there")
         return
     print(title, flush=True)
-    begin, file = time.perf_counter(), run.path / "seconds.json"
+    begin = time.perf_counter()
     action(run)
     gc.collect()  # FSDP modules hold reference cycles, so collect explicitly
     if run.device != "cpu":
         torch.cuda.empty_cache()
-    seconds, took = json.loads(file.read_text()) if file.exists() else {}, time.perf_counter() - begin
+    seconds, took = run.read("seconds.json"), time.perf_counter() - begin
     seconds[name] = round(seconds.get(name, 0) + took, 1)
     seconds["peak_memory_mb"] = max(round(peak_memory_mb()), seconds.get("peak_memory_mb", 0))
     run.write("seconds.json", seconds)
@@ -388,11 +387,11 @@ def run_all(cfg: Config, command: list[str]) -> Run:
             raise UserError(f"--stage {cfg.stage} needs {missing}; run --stage {earlier} first")
     if cfg.offload == "auto":
         cfg.offload = "none" if device_of(cfg) == "cpu" or everything_fits(cfg) else "phase"
-    run = Run(cfg, command)
-    for name in stages_of(cfg):
-        if cfg.stage in ("all", name):
-            run_stage(run, name)
-    report.print_summary(run)
+    with open_run(cfg, command) as run:
+        for name in stages_of(cfg):
+            if cfg.stage in ("all", name):
+                run_stage(run, name)
+        report.print_summary(run)
     return run
 
 

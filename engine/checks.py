@@ -46,11 +46,6 @@ def check_players(cfg: Config) -> Encoder | None:
     return (random_meta_model if cfg.random_weights and cfg.student in FULL else meta_model)(cfg.student).encoder
 
 
-def questions_of(file: str) -> list:
-    """The questions of a file, read and checked once. Raises UserError, for a missing file too."""
-    return questions_in(file, Path(file).stat().st_mtime_ns if Path(file).is_file() else 0)
-
-
 def check_teachers_file(cfg: Config) -> None:
     """Match --teachers-file with the training questions; lines that will not be read are counted, by why.
 
@@ -60,7 +55,7 @@ def check_teachers_file(cfg: Config) -> None:
     rows = [row for _, row in read_jsonl(file, ("question", "teacher", "text"), check=check_response)]
     if cfg.teacher_use == "none":
         return
-    known = {q.id for q in questions_of(cfg.data)} if cfg.data else set()
+    known = {q.id for q in questions_in(cfg.data)} if cfg.data else set()
     parts = split(cfg)
     known |= {q.id for part in parts.values() for q in part}
     train = {q.id for q in parts["train"]}
@@ -86,7 +81,7 @@ def check_teachers_file(cfg: Config) -> None:
 
 def check_questions(cfg: Config, encoder: Encoder) -> None:
     """Read and encode every question before anything is written: bad input leaves no trace. All ranks stop together."""
-    questions, wrong = [q for file in (cfg.data, cfg.sft_data) if file for q in questions_of(file)], ""
+    questions, wrong = [q for file in (cfg.data, cfg.sft_data) if file for q in questions_in(file)], ""
     encoder.limit_pictures(cfg.image_tokens)
     try:
         for q in tqdm(deal(questions), "questions", delay=2, disable=rank_and_world()[0] > 0):

@@ -59,10 +59,17 @@ def run_command(main) -> None:
     """
     try:
         main()
+        sys.stdout.flush()
         return
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        code = 130
+    except BrokenPipeError:  # the reader, such as `| head`, has enough: end in silence
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        code = 141
+    except KeyboardInterrupt as error:
+        if os.environ.get("RANK", "0") == "0":
+            again = "the same command" + " without --no-resume" * ("--no-resume" in sys.argv)
+            print(f"{str(error) or 'stopped'}; {again} goes on from here", file=sys.stderr)
+        code = getattr(error, "code", 130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2

@@ -11,7 +11,10 @@ def contradictions(cfg, given: dict) -> list[tuple[bool, str]]:
     shared = has_teachers and cfg.teacher_rows == "split" and cfg.group_size % len(names) != 0
     unknown = [part for part in cfg.frozen_parts if part not in PARTS]
     return [
-        (cfg.name in ("", ".", "..") or "/" in cfg.name, f"--name {cfg.name!r}: give a plain folder name"),
+        (
+            cfg.name in ("", ".", "..") or "/" in cfg.name or len(cfg.name.encode(errors="replace")) > 200,
+            f"--name {cfg.name[:200]!r}: give a plain folder name of at most 200 bytes",
+        ),
         (
             cfg.random_weights and cfg.student not in FULL and cfg.judge not in JUDGES,
             f"--random-weights is for published names: {published}; others have weights",

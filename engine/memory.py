@@ -1,9 +1,11 @@
-"""The memory that each phase of a step needs, for --offload auto, tools.plan and tools.pilot."""
+"""The memory that each phase of a step needs, for --offload auto, tools.plan and tools.pilot; and when it runs out."""
 
 import functools
 import os
+import traceback
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from discriminator import Discriminator
 from engine.families import FULL, JUDGES
@@ -124,3 +126,31 @@ def everything_fits(cfg) -> bool:
 def most_gb(cfg, gpus: int, offload: str) -> float:
     """GB per GPU in the largest phase of a step."""
     return max(gb for name, gb in phases(cfg, gpus, offload).items() if name != "host")
+
+
+# ------------------------------------------------------------------------------------------------ when it runs out
+def out_of_memory(cfg, error: Exception) -> str:
+    """What helps where the GPU's memory ran out: in sampling or in a forward or backward pass."""
+    in_rollout = any(frame.name == "rollout" for frame in traceback.extract_tb(error.__traceback__))
+    where, rows, batch = "rollout" if in_rollout else "update", cfg.rollout_rows // 2, cfg.micro_batch // 2
+    helps = [f"--rollout-rows {rows}"] * (in_rollout and rows > 0)
+    helps += [f"--micro-batch {batch}"] * (not in_rollout and batch > 0)
+    helps += ["--recompute"] * (not in_rollout and not cfg.recompute)
+    helps += ["--offload phase"] * (cfg.offload != "phase") + ["more GPUs"]
+    return f"out of GPU memory in {where}: try {' or '.join(helps)}; the command then goes on from the last checkpoint"
+
+
+def fitting(ask, student, rows: int) -> tuple:
+    """(ask(rows), rows): where a GPU's memory does not hold so many rows side by side, with half as many, and again.
+
+    Not for a sharded student: the other ranks would wait, each for the forward that failed here.
+    """
+    while True:
+        try:
+            return ask(rows), rows
+        except torch.OutOfMemoryError:
+            if rows < 2 or isinstance(student, FSDPModule):
+                raise
+        torch.cuda.empty_cache()  # here, because the error holds tensors
+        rows //= 2
+        print(f"  out of GPU memory in an evaluation: it goes on with {rows} rows (--rollout-rows)")

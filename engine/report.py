@@ -1,7 +1,6 @@
 """What a run reports: the line of a step, metrics over tokens, samples.md, curves.png, the summary."""
 
 import io
-import json
 import time
 from pathlib import Path
 
@@ -10,9 +9,10 @@ import torch
 
 from discriminator import similarity_reward
 from engine.alarms import raised
+from engine.command import UserError
 from engine.files import read_jsonl, write
 from engine.players import load_replica, make_discriminator
-from engine.run import Run
+from engine.run import Run, memory_mb
 from engine.sharding import all_gather, gather_dealt
 from eval import auc
 from grpo import kl
@@ -103,7 +103,7 @@ def log_step(run: Run, step: int, row: dict, clock: Clock, packed: list) -> None
     tokens = all_gather(sum(int((batch.segment >= 0).sum()) for batch in packed))
     seconds = clock.seconds | dict(total=time.perf_counter() - clock.start)
     run.log("metrics.jsonl", stage="ril", step=step, **row)
-    run.log("timing.jsonl", stage="ril", step=step, **seconds, tokens_per_rank=tokens)
+    run.log("timing.jsonl", stage="ril", step=step, **seconds, tokens_per_rank=tokens, memory_mb=memory_mb())
     print(line(step, run.cfg.steps, row, seconds["total"]), flush=True)
     for text in raised(loop_rows(run.path)) if run.first else ():
         print(f"  {text}", flush=True)
@@ -204,16 +204,17 @@ def shown(run: Run, questions: list, judge: Judge, texts: dict) -> list[tuple]:
 
 def print_summary(run: Run) -> None:
     """Add the seconds to summary.json, once, and print the lines worth reading; nothing before the evaluate stage."""
-    if not run.first or not (run.path / "summary.json").exists():
+    summary = run.read("summary.json")
+    if not run.first or not summary:
         return
-    summary = json.loads((run.path / "summary.json").read_text())
-    if "seconds" not in summary and (run.path / "seconds.json").exists():
-        summary["seconds"] = json.loads((run.path / "seconds.json").read_text())
-        summary["peak_memory_mb"] = summary["seconds"].pop("peak_memory_mb")
+    if "seconds" not in summary:
+        summary["seconds"] = run.read("seconds.json")
+        summary["peak_memory_mb"] = summary["seconds"].pop("peak_memory_mb", 0)
         run.write("summary.json", summary)
     print("\n---")
+    teachers = [name.removeprefix("greedy") for name in summary if name.startswith("greedy_teacher")]
     for name in ("test_questions", "greedy", "sampled", "tokens", "looks", "similarity", "answer", "d_accuracy"):
-        for when in ("", "_before", "_after", "_teacher", "_teacher_2", "_start", "_end"):
+        for when in ("", "_before", "_after", *teachers, "_start", "_end"):
             if name + when in summary:
                 low_high = summary.get(f"{name}_interval{when}")
                 interval = f"  (95 % interval {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
@@ -290,7 +291,13 @@ def validations_of(run: Run) -> list[dict]:
 
 def of_the_loop(run: Run) -> dict:
     """What the summary says of the loop."""
-    rows, best = loop_rows(run.path), max(validations_of(run), key=lambda r: r["valid_sampled"])
+    rows, validations = loop_rows(run.path), validations_of(run)
+    if not validations:
+        raise UserError(
+            f"{run.path}/metrics.jsonl has lost the loop's lines: delete {run.path}/checkpoints, and the same command "
+            "runs the loop anew"
+        )
+    best = max(validations, key=lambda r: r["valid_sampled"])
     tokens = sum(r["packed_tokens"] for r in rows)
     return start_and_end(rows) | dict(packed_tokens=tokens, exported_step=best["step"] + 1)
 

@@ -3,6 +3,7 @@
 Rank 0 writes. Files get a temporary name and are then renamed; logs are appended. The stages are in train.py.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -32,8 +33,10 @@ from config import is_real
 from data import load_questions, questions_at, seed_of, split_questions
 from engine.command import UserError, one_line
 from engine.files import as_jsonl, read_jsonl, write
+from engine.guard import Stopped, locked, stop, stoppable, watched
+from engine.memory import out_of_memory
 from engine.pictures import hash_pictures
-from engine.sharding import all_gather, barrier, deal, gather_dealt, rank_and_world, start_ranks
+from engine.sharding import all_gather, barrier, deal, gather_dealt, here, rank_and_world, start_ranks
 from tiny.world import world_questions
 
 HOME = Path(__file__).resolve().parent.parent
@@ -50,6 +53,14 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 
+def memory_mb() -> float:
+    """The resident memory of this process now, in MiB; where there is no /proc, the largest so far."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1024**2
+    except OSError:
+        return peak_memory_mb()
+
+
 def set_up(cfg) -> None:
     """The process: its threads, determinism, its rank. Rank 0 prints for all."""
     warnings.filterwarnings("ignore", message=".*(torch.distributed is disabled|TypedStorage|_get_pg_default_device).*")
@@ -59,15 +70,15 @@ def set_up(cfg) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(cfg.deterministic or device_of(cfg) == "cpu")
     start_ranks(device_of(cfg).partition(":")[0])
-    if rank_and_world()[0]:
+    if rank_and_world()[0] and getattr(sys.stdout, "name", "") != os.devnull:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     transformers.utils.logging.disable_progress_bar()
 
 
 # ------------------------------------------------------------------------------------------------ questions
 @functools.lru_cache(maxsize=2)
-def questions_in(file: str, _changed: int) -> list:
-    """The questions of a file, read and checked once. A collective: each rank decodes a share of the pictures."""
+def questions_of(file: str, _folder: str, _state: tuple | None) -> list:
+    """`load_questions`, once for a file in one state and working folder. Each rank decodes a share of the pictures."""
     return load_questions(file, hash_dealt)
 
 
@@ -84,14 +95,25 @@ def hash_dealt(pictures: list) -> list[str]:
 
 
 @functools.lru_cache(maxsize=2)
-def parts_of(file: str, changed: int) -> dict[str, list]:
+def parts_of(*state: tuple) -> dict[str, list]:
     """The questions of a file, split once."""
-    return split_questions(questions_in(file, changed))
+    return split_questions(questions_of(*state))
+
+
+def state_of(file: str) -> tuple:
+    """What the questions of a file depend on, as arguments of `questions_of`."""
+    found = os.stat(file) if Path(file).is_file() else None
+    return file, os.getcwd(), found and (found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def questions_in(file: str) -> list:
+    """The questions of a file, read and checked once. A collective."""
+    return questions_of(*state_of(file))
 
 
 def whole_split(cfg) -> dict[str, list]:
-    """All questions of --data: {"train", "valid", "test"}."""
-    return dict(parts_of(cfg.data, Path(cfg.data).stat().st_mtime_ns))
+    """All questions of --data: {"train", "valid", "test"}. A collective."""
+    return dict(parts_of(*state_of(cfg.data)))
 
 
 def split(cfg) -> dict[str, list]:
@@ -126,7 +148,8 @@ def pretraining_questions(cfg, questions: list, usable: Iterable | None = None) 
 
 
 # ------------------------------------------------------------------------------------------------ settings
-FREE = "stage resume name keep checkpoint_every threads offload gpus gpu_memory".split()  # may change on resume
+FREE = "stage resume name keep checkpoint_every threads timeout gpus gpu_memory "  # may change on resume
+FREE = (FREE + "offload micro_batch rollout_rows recompute").split()  # these help where memory runs out
 
 
 def settings_of(cfg) -> dict:
@@ -142,7 +165,13 @@ def settings_of(cfg) -> dict:
 
 def check_settings(folder: Path, cfg) -> None:
     """Compare these settings with the run in `folder`. Raises UserError that names those that differ."""
-    theirs, ours = json.loads((folder / "config.json").read_text())["settings"], settings_of(cfg)
+    try:
+        theirs, ours = dict(json.loads((folder / "config.json").read_text())["settings"]), settings_of(cfg)
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder}/config.json is damaged and cannot be made anew: if this very command made the run, delete that "
+            "file; else choose --name NAME, or --no-resume, which deletes the run"
+        ) from None
     theirs = {f.name: f.default for f in dataclasses.fields(cfg)} | theirs  # a run older than a setting has its default
     differ = [k for k in ours if k not in FREE and without_host(ours[k]) != without_host(theirs.get(k))]
     if differ:
@@ -169,10 +198,14 @@ class Run:
         self.cfg, self.path, self.first = cfg, Path("runs") / cfg.name, rank_and_world()[0] == 0
         self.device, self.mesh = device_of(cfg), start_ranks(device_of(cfg).partition(":")[0])
         self.known_judge = None  # engine/players.py
-        if self.first and not cfg.resume:
-            shutil.rmtree(self.path, ignore_errors=True)
-        barrier()
         self.path.mkdir(parents=True, exist_ok=True)
+        for old in self.path.iterdir() if self.first else ():
+            if not cfg.resume and old.name != "lock":
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+            elif old.name in ("summary.json", "seconds.json") and not self.read(old.name):
+                print(f"{old} is damaged: it is made anew")
+                old.unlink()
+        barrier()
         if (self.path / "config.json").exists():
             check_settings(self.path, cfg)
         else:
@@ -189,8 +222,17 @@ class Run:
             is_raw = isinstance(content, str | bytes)
             write(self.path / name, content if is_raw else json.dumps(content, indent=1) + "\n")
 
+    def read(self, name: str) -> dict:
+        """A JSON object of the run that can be made anew; {} where it is missing or damaged."""
+        try:
+            found = json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
+            found = {}
+        return found if isinstance(found, dict) else {}
+
     def log(self, name: str, **row) -> None:
         """Append one line to metrics.jsonl, samples.jsonl or timing.jsonl. Rank 0 does."""
+        here.step = f"{row['stage']}, {row['step'] + 1} steps done"
         if not self.first:
             return
         with (self.path / name).open("a") as file:
@@ -198,7 +240,7 @@ class Run:
 
     def rows(self, name: str, stage: str = "") -> list[dict]:
         """The lines of a log, of one stage or of all; a line that a kill tore is left out."""
-        lines = read_jsonl(self.path / name, ("stage",), torn=[])
+        lines = read_jsonl(self.path / name, ("stage", "step"), torn=[])
         return [row for _, row in lines if stage in ("", row["stage"])]
 
     def rewind(self, stage: str, step: int) -> None:
@@ -206,6 +248,16 @@ class Run:
         for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
             rows = [r for r in self.rows(name) if r["stage"] != stage or 0 < step > r["step"]]
             self.write(name, as_jsonl(rows))
+
+
+@contextlib.contextmanager
+def open_run(cfg, command: list[str]):
+    """A Run that is guarded: no other process has it, a signal ends it well, and so do ranks that hang."""
+    with locked(Path("runs") / cfg.name), stoppable(), watched(cfg.timeout):
+        try:
+            yield Run(cfg, command)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"runs/{cfg.name}: {out_of_memory(cfg, error)}") from None
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints
@@ -235,10 +287,15 @@ class Checkpoints:
         return out
 
     def save(self, step: int, progress: dict) -> None:
-        """Start a save every `every` steps; training continues while it is written."""
-        if step % self.every:
+        """Start a save every `every` steps; training continues while it is written.
+
+        After a signal save at this step, wait until it is written, and raise Stopped, on all ranks together.
+        """
+        here.step = f"{self.stage}, {step} steps done"
+        signal = max(all_gather(stop.signal))
+        if step % self.every and not signal:
             return
-        self.finish()
+        self.wait()
         part = self.folder / f"{self.stage}-step{step}.part"
         if self.run.first:
             shutil.rmtree(part, ignore_errors=True)
@@ -246,6 +303,9 @@ class Checkpoints:
         barrier()
         saving = dcp.async_save(self.state(dict(progress)), checkpoint_id=part, process_group=self.group)
         self.writing = [saving, self.thread.submit(self.name, saving, part)] if self.run.first else [saving]
+        if signal:
+            self.wait()
+            raise Stopped(signal, f"after step {step} of {self.stage}")
 
     def name(self, saving, part: Path) -> None:
         """Rank 0, when all ranks have written: note the sizes, rename the folder, delete the oldest checkpoint."""
@@ -257,6 +317,13 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def finish(self) -> None:
+        """After the last step: from now on signals stop at once."""
+        self.wait()
+        stop.in_steps = False
+        if signal := max(all_gather(stop.signal)):
+            raise Stopped(signal, f"after the last step of {self.stage}")
+
+    def wait(self) -> None:
         """Wait for the save that is being written. Raises UserError when it failed."""
         try:
             for going_on in self.writing:
@@ -304,4 +371,5 @@ class Checkpoints:
             step = int(path.name.rpartition("step")[2])
             break
         self.run.rewind(self.stage, step)
+        here.step, stop.in_steps = f"{self.stage}, {step} steps done", True
         return step

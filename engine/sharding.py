@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as futures_wait
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 
 from engine.command import UserError, one_line
+
+here = SimpleNamespace(meetings=0, step="before the first step")  # how far this rank is (engine/guard.py)
 
 
 # ------------------------------------------------------------------------------------------------ ranks
@@ -80,6 +83,7 @@ def dealt(items: list) -> tuple[list, int]:
 def all_gather(x) -> list:
     """The x of every rank, in rank order. A collective: all ranks call it."""
     parts: list = [None] * rank_and_world()[1]
+    here.meetings += 1
     if len(parts) == 1:
         return [x]
     dist.all_gather_object(parts, x)
@@ -102,15 +106,17 @@ def together(work: Callable):
     """
     if rank_and_world()[1] == 1:
         return work()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
-        while not all(all_gather(not futures_wait([future], timeout=MEETING).not_done)):
-            pass
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(work)
+    pool.shutdown(wait=False)  # Ctrl-C does not wait for the work
+    while not all(all_gather(not futures_wait([future], timeout=MEETING).not_done)):
+        pass
     return future.result()
 
 
 def barrier() -> None:
     """Wait until every rank is here, for example until rank 0 has written a file."""
+    here.meetings += 1
     if dist.is_initialized():
         dist.barrier()
 

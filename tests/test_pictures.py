@@ -443,11 +443,11 @@ from engine.sharding import barrier, start_ranks
 count, inner = [], pictures.open_picture
 pictures.open_picture = lambda x, who: count.append(x) or inner(x, who)
 start_ranks("cpu")
-questions = running.questions_in(sys.argv[1], 0)
+questions = running.questions_in(sys.argv[1])
 parts = {k: [q.id for q in v] for k, v in running.parts_of(sys.argv[1], 0).items()}
 said = "-"
 try:
-    running.questions_in(sys.argv[2], 0)
+    running.questions_in(sys.argv[2])
 except UserError as error:
     said = str(error)
 barrier()

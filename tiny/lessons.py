@@ -82,7 +82,7 @@ def sft_questions(cfg: Config) -> list:
     """The lines of --sft-data, without those about held-out questions or pictures of --data, whatever these are named;
     [] without the flag.
     """
-    lines = questions_in(cfg.sft_data, Path(cfg.sft_data).stat().st_mtime_ns) if cfg.sft_data else []
+    lines = questions_in(cfg.sft_data) if cfg.sft_data else []
     parts = whole_split(cfg) if lines and cfg.data else {"valid": [], "test": []}
     held = parts["valid"] + parts["test"]
     known = {q.id for q in held}.union(*map(contents, held))

@@ -4,6 +4,7 @@
     python -m tools.bench --student tiny-qwen-20m --cell 80 --questions 8 --response-tokens 64 --micro-batch 1
     python -m tools.bench --student internvl3-1b --random-weights --device cuda --dtype bf16    # published, full size
     python -m tools.bench --student runs/NAME/student --out speed.json             # your own
+    python -m tools.bench --loop-steps 300        # only this: does train.py's loop hold more and more memory? minutes
 
 A step is run in two ways on the same weights; it has the phases of train.py but for the judge, one update each of D and
 student. Ours: `rollout`, packed rows, pictures encoded once a step (in the rollout phase). The stock way: `generate` on
@@ -21,8 +22,11 @@ import json
 import os
 import platform
 import resource
+import shlex
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from functools import partial
@@ -172,6 +176,22 @@ def stock_step(student, D, prompts: list, groups: list, *more) -> dict:
     return phases_of_step(sample, logps, student_logit, groups, *more)
 
 
+# ------------------------------------------------------------------------------------------------ memory
+def memory_of_loop(steps: int) -> dict:
+    """Resident MiB of train.py on the tiny world, after 50 steps of its loop and at its end (medians of ten steps)."""
+    flags = "--pool 48 --valid-questions 24 --test-questions 8 --questions-per-step 4 --group-size 4 --d-steps 8"
+    flags = f"--steps {steps} {flags} --eval-every 50 --eval-draws 1 --checkpoint-every 20".split()
+    with tempfile.TemporaryDirectory() as folder:
+        argv = [sys.executable, str(Path(__file__).resolve().parent.parent / "train.py"), "--name", "loop", *flags]
+        subprocess.run(argv, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        lines = (Path(folder) / "runs/loop/timing.jsonl").read_text().splitlines()
+    mb = [json.loads(line)["memory_mb"] for line in lines]
+    early, late = statistics.median(mb[50:60]), statistics.median(mb[-10:])
+    return dict(
+        loop=shlex.join(["train.py", *flags]), mb_after_50_steps=early, mb_at_the_end=late, growth_mb=late - early
+    )
+
+
 # ------------------------------------------------------------------------------------------------ the bench
 def sampled_ids(student, *shape: int) -> torch.Tensor:
     """Random ids of `shape` from the last 60 of the vocabulary that may be sampled and are ordinary text."""
@@ -214,10 +234,13 @@ def settings(argv: list) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda [cpu]")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of the weights here [fp32]")
     parser.add_argument("--random-weights", action="store_true", help="a published student at full size, no download")
+    parser.add_argument("--loop-steps", type=int, default=0, help="at least 60: memory of so many steps of the loop")
     parser.add_argument("--out", default="", help="write the numbers to this file too")
     args = parser.parse_args(argv)
     if args.random_weights and args.student not in FULL:
         raise UserError(f"--random-weights is for published names: {', '.join(FULL)}")
+    if args.loop_steps and args.loop_steps < 60:
+        raise UserError(f"--loop-steps {args.loop_steps}: at least 60, since memory settles in the first 50")
     args.cell = args.cell or (14 if args.student in TINY else 112)
     args.torch_dtype = getattr(torch, dict(fp32="float32", bf16="bfloat16")[args.dtype])
     return args
@@ -303,6 +326,16 @@ def main(argv: list | None = None) -> dict:
     """The command line; prints a table and returns (and writes) its numbers."""
     argv = sys.argv[1:] if argv is None else argv
     args = settings(argv)
+    result = memory_of_loop(args.loop_steps) if args.loop_steps else speed(args, argv)
+    for key, value in result.items():
+        print(f"{key}: {value}")
+    if args.out:
+        write(Path(args.out), json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def speed(args, argv: list) -> dict:
+    """The phases of both ways, beside each other and beside this machine's limits."""
     torch.set_num_threads(args.threads)
     if cuda := args.device == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)  # as in training (engine/sharding.py says why)
@@ -333,7 +366,7 @@ def main(argv: list | None = None) -> dict:
     limit = limits(student, D, prompts, asked, groups, flops, bandwidth)
     tokens = {name: T * Q * 2 * G for name in limit} | dict(evaluation=T * 4 * Q, rollout=T * Q * G)
     card = torch.cuda.get_device_name() if cuda else platform.machine()
-    result = {
+    return {
         "machine": f"{card}, {args.threads} thread(s), torch {torch.__version__}, {args.dtype}",
         "measured": f"matrix product {flops / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.1f} GB/s, read and write",
         "setting": f"{args.student}, {count_of(student)['all'] / 1e6:.1f} M parameters, {Q} questions, G {G} + {G}, "
@@ -344,11 +377,6 @@ def main(argv: list | None = None) -> dict:
         "peak_memory_of": "the tensors" if cuda else "the process until then (ours runs first)",
         "doubling_group_size": ratio(times["double", "step"], times["own", "step"]),
     } | compared(times, peak, limit, tokens)
-    for key, value in result.items():
-        print(f"{key}: {value}")
-    if args.out:
-        write(Path(args.out), json.dumps(result, indent=1) + "\n")
-    return result
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from engine.files import write
 from engine.loading import load, save
 from engine.players import judge_of, load_sharded
 from engine.report import rounded
-from engine.run import Run, set_up, split
+from engine.run import Run, open_run, set_up, split
 from eval import evaluate
 from teachers import FOLDER, as_lines, ask_teacher
 from tiny.lessons import STUDENTS, fit, warm_start_settings
@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("say what to build: python -m tools.build student, or teacher, then flags of train.py")
     cfg = parse(rest)
     set_up(cfg)
-    BUILDS[what](Run(cfg, ["-m", "tools.build", what, *rest]))
+    with open_run(cfg, ["-m", "tools.build", what, *rest]) as run:
+        BUILDS[what](run)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from engine.checks import check_players, check_questions
 from engine.command import Flags, UserError, run_command
 from engine.files import as_jsonl
 from engine.players import judge_of, load_replica
-from engine.run import Run, questions_in, set_up
+from engine.run import Run, open_run, questions_in, set_up
 from engine.sharding import all_gather, deal, gather_dealt, rank_and_world
 from model import VLM, pack
 from rollout import PURE, rollout
@@ -38,7 +38,7 @@ def select(run: Run, score: str, keep: int) -> None:
     the student does not); pass-rate: the student's share of right answers, kept where it is neither 0 nor 1.
     """
     cfg = run.cfg
-    questions = questions_in(cfg.data, Path(cfg.data).stat().st_mtime_ns)
+    questions = questions_in(cfg.data)
     known = AnswerLog(run.path / "scores.jsonl", "question", writes=run.first)
     student = load_replica(run, cfg.student)
     teacher = teacher_model(teacher_folder(cfg.teacher_names[0]), run) if score == "log-prob" else None
@@ -115,7 +115,8 @@ def main(argv: list[str] | None = None) -> None:
         cfg = replace(cfg, teacher_use="none", similarity="none")
     set_up(cfg)
     check_questions(cfg, check_players(cfg))
-    select(Run(cfg, ["-m", "tools.select", *argv]), args.score, args.keep)
+    with open_run(cfg, ["-m", "tools.select", *argv]) as run:
+        select(run, args.score, args.keep)
 
 
 if __name__ == "__main__":
