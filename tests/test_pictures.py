@@ -381,7 +381,7 @@ def test_a_run_whose_pictures_changed_is_another_run(tmp_path):
     running.check_settings(tmp_path, cfg)
     for i in range(30):
         board(500 + i).save(tmp_path / f"{i}.png")
-    for cached in (running.questions_in, running.parts_of):  # as in a new process
+    for cached in (running.questions_of, running.parts_of):  # as in a new process
         cached.cache_clear()
     with pytest.raises(UserError, match="split_hash"):
         running.check_settings(tmp_path, cfg)
@@ -444,7 +444,7 @@ count, inner = [], pictures.open_picture
 pictures.open_picture = lambda x, who: count.append(x) or inner(x, who)
 start_ranks("cpu")
 questions = running.questions_in(sys.argv[1])
-parts = {k: [q.id for q in v] for k, v in running.parts_of(sys.argv[1], 0).items()}
+parts = {k: [q.id for q in v] for k, v in running.parts_of(*running.state_of(sys.argv[1])).items()}
 said = "-"
 try:
     running.questions_in(sys.argv[2])
