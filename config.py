@@ -20,12 +20,14 @@ GROUPS = {  # the flags, as --help shows them
     "players": "algo student teachers teachers_file teacher_samples judge sft_data sft_epochs",
     "questions": "data pool valid_questions test_questions image_tokens max_new_tokens",
     "loop": "steps questions_per_step group_size lr d_lr beta sampling d_steps",
-    "speed and memory": "dtype recompute offload micro_batch rollout_rows deterministic random_weights",
+    "speed and memory": "lora recompute offload optimizer_offload micro_batch rollout_rows random_weights",
     "for studies only": "mu kl similarity teacher_use teacher_rows d_input frozen judged judge_wrong sft_steps "
     "eval_draws evaluated",
 }
 REAL_IMAGE_TOKENS = 1280  # most image tokens of a picture, in training and in evaluation, of a real student
 SAMPLES, TEMPERATURE = 8, 0.8  # how the committed teacher responses were drawn
+LORA_TIMES = 10  # learning rates with --lora, unless given: so many times those of full training (results/log.md)
+LORA_RATES = ("sft_lr", "sft_lr_end", "d_pretrain_lr", "d_lr", "lr")
 D_ALARM = 0.6  # a held-out accuracy of D below this is a warning
 STAGES = ("sft", "teachers", "discriminator", "ril", "export", "evaluate")
 
@@ -167,13 +169,15 @@ class Config:
     eval_draws: int = setting(4, "sampled answers per question in every evaluation", zero=True)
     evaluated: str = setting("all", "whom the evaluate stage asks", EVALUATED)
     # speed and memory
+    lora: int = setting(0, "rank of low-rank adapters on one frozen base for all players; 0: full training", zero=True)
+    recompute: bool = setting(False, "recompute activations in the backward pass: less memory, more time", ours=True)
+    offload: str = setting("auto", "what is on the GPU", OFFLOAD)
+    optimizer_offload: bool = setting(False, "AdamW's state and the fp32 weights live in host memory")
+    micro_batch: int = setting(12, "questions per forward pass and GPU; changes memory, not results", ours=1)
+    rollout_rows: int = setting(512, "responses decoded side by side; changes memory, not results", ours=32)
     dtype: str = setting(
         "fp32", "computing; weights and optimiser are fp32", dict(fp32="exact", bf16="for GPUs"), ours="bf16"
     )
-    recompute: bool = setting(False, "recompute activations in the backward pass: less memory, more time", ours=True)
-    offload: str = setting("auto", "what is on the GPU", OFFLOAD)
-    micro_batch: int = setting(12, "questions per forward pass and GPU; changes memory, not results", ours=1)
-    rollout_rows: int = setting(512, "responses decoded side by side; changes memory, not results", ours=32)
     deterministic: bool = setting(False, "deterministic kernels on a GPU too (always on a CPU)")
     random_weights: bool = setting(False, "published names at full size without a download: for speed, memory")
     timeout: float = setting(1800.0, "several ranks: seconds in which none of them moves until the run ends")
@@ -188,6 +192,11 @@ class Config:
         """none where no reward is D's; frozen at a learning rate of 0; else updated."""
         learned = self.similarity in ("binary", "three", "levels", "continuous")
         return ("updated" if self.d_lr else "frozen") if learned else "none"
+
+    @property
+    def warm_adapter(self) -> bool:
+        """Is the warm start an adapter too? A tiny student's is not: it starts from nothing."""
+        return bool(self.lora and self.sft_data) and self.student not in TINY
 
     @property
     def frozen_parts(self) -> list[str]:
@@ -231,6 +240,9 @@ def parse(argv: list[str], teachers: bool = True) -> Config:
         del real["judge"]  # the embedded world has an exact rule
     named = ALGOS[given.get("algo", "ril")] | given
     cfg = Config(**((real if given["preset"] == "paper" else {}) | named))
+    for name in LORA_RATES if cfg.lora else ():
+        if name not in named and (cfg.warm_adapter or not name.startswith("sft")):
+            setattr(cfg, name, LORA_TIMES * getattr(cfg, name))
     for f in fields:
         value = getattr(cfg, f.name)
         number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -73,6 +73,12 @@ def questions_at(questions: list[Question], step: int, count: int, seed: int) ->
     return out
 
 
+def shared_prefix(rows: list[list[int]]) -> int:
+    """How many leading tokens all rows share, at most all but the last token of the shortest: [1 2 3], [1 2] -> 1."""
+    limit = min(map(len, rows)) - 1
+    return next((i for i in range(limit) if any(r[i] != rows[0][i] for r in rows)), limit)
+
+
 def slices(count: int, size: int) -> list[slice]:
     """[0:size], [size:2 size], ... up to count."""
     return [slice(i, i + size) for i in range(0, count, size)]

@@ -17,26 +17,32 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import slices
+from data import shared_prefix, slices
 from engine.loading import copy_slice
-from model import VLM, Batch, Prompt, head_product, pack, shared_prefix, trunk
+from engine.lora import Adapter, in_role
+from engine.sharding import reshard
+from model import VLM, Batch, Prompt, head_product, pack, trunk
 
 SYSTEM = "a response in <response> tags was written by a teacher or by a student."
 USER = "{question}<response>{response}</response> teacher 0 or student 1?"
 
 
 class Discriminator(nn.Module):
-    """The student's backbone with a scalar head. The head starts small and without a bias, so D starts undecided."""
+    """The student's backbone with a scalar head. The head starts small and without a bias, so D starts undecided.
 
-    def __init__(self, student: VLM, reads: str = "response"):
+    With an `adapter` the backbone is the student's frozen one, shared (engine/lora.py).
+    """
+
+    def __init__(self, student: VLM, reads: str = "response", adapter: Adapter | None = None):
         super().__init__()
-        self.base, self.reads = copy.deepcopy(student.base).requires_grad_(True), reads
-        self.base.get_submodule(student.family.vision).requires_grad_(False)  # frozen as the student's: same patches
-        self.base.get_submodule(student.family.projector).requires_grad_(reads == "picture")
-        width = student.encoder.config.get_text_config().hidden_size
-        like = next(self.base.parameters())
-        self.head = nn.Linear(width, 1, bias=False, device=like.device, dtype=like.dtype)
-        self.encoder, self.family = student.encoder, student.family
+        self.reads, self.adapter, self.encoder, self.family = reads, adapter, student.encoder, student.family
+        self.base = student.base if adapter else copy.deepcopy(student.base).requires_grad_(True)
+        if adapter is None:
+            self.base.get_submodule(self.family.vision).requires_grad_(False)  # as the student's: same patches
+            self.base.get_submodule(self.family.projector).requires_grad_(reads == "picture")
+        width, like = student.encoder.config.get_text_config().hidden_size, next(self.base.parameters())
+        dtype = adapter.flat.dtype if adapter else like.dtype
+        self.head = nn.Linear(width, 1, bias=False, device=like.device, dtype=dtype)
         if not like.is_meta:
             self.init_buffers()
 
@@ -79,11 +85,13 @@ class Discriminator(nn.Module):
         asked = [(q.text, p) for q, p in zip(questions, prompts, strict=True)]
         texts = [[r.text for r in g] for g in groups]
         cut = slices(len(groups), micro_batch)
-        return [self.pack(texts[s], asked[s], self.head.weight.device) for s in cut]
+        device = next(self.base.buffers()).device  # where it computes: the weights may live on the host
+        return [self.pack(texts[s], asked[s], device) for s in cut]
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """student_logit (R,), fp32: above 0 reads like the student, below 0 like a teacher."""
-        hidden = trunk(self.base, self.family, batch)[batch.last]
+        with in_role(self):
+            hidden = trunk(self.base, self.family, batch)[batch.last]
         return head_product(self.head, hidden.to(self.head.weight.dtype)).sum(-1)  # of one: not a view
 
 
@@ -131,5 +139,5 @@ def discriminator_backward(
 def discriminator_scores(D: Discriminator, batches: list[Batch]) -> torch.Tensor:
     """student_logit (R,) of packed texts, on the CPU."""
     student_logit = torch.cat([D(batch) for batch in batches]).cpu()
-    D.reshard()  # without a backward pass FSDP keeps the root's weights gathered
+    reshard(D)
     return student_logit

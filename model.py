@@ -33,6 +33,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from data import Question
 from engine.command import UserError
 from engine.families import FAMILIES, Family
+from engine.lora import Adapter, in_role
 
 
 # ------------------------------------------------------------------------------------------------ the encoder
@@ -222,12 +223,6 @@ def pack(prompts: list[Prompt], rows: list, skip: list | None = None, device="cp
     return batch
 
 
-def shared_prefix(rows: list[list[int]]) -> int:
-    """How many leading tokens all rows share, at most all but the last token of the shortest: [1 2 3], [1 2] -> 1."""
-    limit = min(map(len, rows)) - 1
-    return next((i for i in range(limit) if any(r[i] != rows[0][i] for r in rows)), limit)
-
-
 def join_pixels(prompts: list[Prompt]) -> dict | None:
     """All picture tensors of the prompts in one dict, joined along the first axis; None without a picture."""
     parts = [x for p in prompts for x in p.picture_tensors]
@@ -308,7 +303,7 @@ class Fp32Product(torch.autograd.Function):
     def backward(ctx, gradient):
         hidden, weight = ctx.saved_tensors
         gradient = gradient.to(hidden.dtype)
-        return gradient @ weight, gradient.t() @ hidden
+        return gradient @ weight, gradient.t() @ hidden if ctx.needs_input_grad[1] else None
 
 
 def head_product(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
@@ -339,10 +334,11 @@ class VLM(nn.Module):
 
     gathering = ("encode_pictures", "prefill", "decode")  # these, like forward, gather a sharded model's weights
 
-    def __init__(self, hf: nn.Module, encoder: Encoder):
+    def __init__(self, hf: nn.Module, encoder: Encoder, adapter: Adapter | None = None):
         super().__init__()
-        self.hf, self.encoder, self.family = hf, encoder, encoder.family
-        self.register_buffer("banned", torch.zeros(hf.config.get_text_config().vocab_size), persistent=False)
+        self.hf, self.encoder, self.family, self.adapter = hf, encoder, encoder.family, adapter  # --lora: hf is shared
+        words, device = hf.config.get_text_config().vocab_size, hf.lm_head.weight.device
+        self.register_buffer("banned", torch.zeros(words, device=device), persistent=False)
         use_tree_attention(hf.model.language_model.config)
         self.init_buffers()
 
@@ -363,7 +359,8 @@ class VLM(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Log-probs of the packed responses: (R, L), zero outside batch.mask."""
-        hidden = trunk(self.base, self.family, batch)
+        with in_role(self):
+            hidden = trunk(self.base, self.family, batch)
         logps = token_logps(hidden[batch.source[batch.mask]], self.hf.lm_head, batch.target[batch.mask], self.banned)
         return logps.new_zeros(batch.mask.shape).index_put((batch.mask,), logps)
 
@@ -383,12 +380,14 @@ class VLM(nn.Module):
 
     def prefill(self, batch: Batch, ends: torch.Tensor, cache) -> torch.Tensor:
         """Bare prompts into the cache; ends (B,) are the flat places of their last tokens -> logits there, (B, V)."""
-        return self.logits(trunk(self.base, self.family, batch, cache)[ends])
+        with in_role(self):
+            return self.logits(trunk(self.base, self.family, batch, cache)[ends])
 
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache) -> torch.Tensor:
         """One more token (n,) for n rows: positions (3, n, 1), mask (n, window) over the cache -> logits (n, V)."""
         embedded = self.base.get_input_embeddings()(tokens[:, None])  # (n, 1, H)
-        hidden = self.family.language_states(self.base, embedded, mask[:, None, None], positions, cache)
+        with in_role(self):
+            hidden = self.family.language_states(self.base, embedded, mask[:, None, None], positions, cache)
         return self.logits(hidden[:, 0])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -399,9 +398,10 @@ class VLM(nn.Module):
     def freeze(self, *parts: str) -> "VLM":
         """Train everything but these of families.PARTS. With a tied head, freezing it freezes the embeddings too.
 
-        The projector is always trained: it counts as language, as in the paper's "all language modules".
+        The projector is always trained: it counts as language, as in the paper's "all language modules". With an
+        adapter, that alone is trained.
         """
-        self.hf.requires_grad_(True)
+        self.hf.requires_grad_(self.adapter is None)
         layers = self.base.language_model.layers
         modules = {
             "vision": [self.base.get_submodule(self.family.vision)],
@@ -412,9 +412,9 @@ class VLM(nn.Module):
         }
         for module in (m for part in parts for m in modules[part]):
             module.requires_grad_(False)
-        self.base.get_submodule(self.family.projector).requires_grad_(True)
+        self.base.get_submodule(self.family.projector).requires_grad_(self.adapter is None)
         return self
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weights under the names that the stock class gives them; shards where it is sharded."""
-        return {name.removeprefix("hf."): x for name, x in self.state_dict().items()}
+        return {name[3:]: x for name, x in self.state_dict().items() if name.startswith("hf.")}

@@ -43,20 +43,24 @@ from engine.command import UserError, run_command
 from engine.families import FULL
 from engine.files import as_jsonl
 from engine.loading import load, save
-from engine.memory import everything_fits
+from engine.memory import best_offload
 from engine.players import (
     adamw,
+    as_exported,
+    export_adapter,
     judge_of,
     load_players,
     load_replica,
+    load_start,
     make_discriminator,
     on_gpu,
+    reference_log_probs,
     refreshed,
     save_discriminator,
     total,
     update,
 )
-from engine.run import Checkpoints, Run, device_of, open_run, peak_memory_mb, pretraining_questions, set_up, split
+from engine.run import Checkpoints, Run, open_run, peak_memory_mb, pretraining_questions, set_up, split
 from engine.sharding import all_gather, barrier, dealt, new_folder, rank_and_world
 from eval import evaluate
 from grpo import Objective, advantages, policy_loss, rewards, teacher_advantages
@@ -71,7 +75,7 @@ from tiny.world import look
 def discriminator(run: Run) -> None:
     """Pre-train D on fresh student samples against cached teacher responses; stop early on held-out questions."""
     cfg, world = run.cfg, rank_and_world()[1]
-    student = load_replica(run, run.path / "sft")
+    student = load_start(run)
     cache = TeacherCache(run, student.encoder, split(cfg)["train"])
     held, visits = pretraining_questions(cfg, split(cfg)["train"], [q.id for q in cache.questions])
     n, read = cfg.pretraining_samples, {q.id for part in (held, *visits) for q in part}
@@ -237,16 +241,6 @@ def pack_for_policies(run: Run, replica: VLM, seen: list, rows: list, cut: list[
     return [pack(prompts[s], rows[s], device=run.device, blank=blank) for s in cut]
 
 
-def reference_log_probs(run: Run, reference: VLM, packed: list[Batch]) -> list:
-    """log pi_ref of every batch, (R, L) each; None each where beta is 0."""
-    if not run.cfg.beta:
-        return [None] * len(packed)
-    with on_gpu(run, reference), torch.no_grad():
-        out = [reference(batch) for batch in packed]
-        reference.reshard()  # without a backward pass FSDP keeps the root's weights gathered
-    return out
-
-
 def answers_of(judge, asked: list, fresh: list, cached: list, rows: int) -> torch.Tensor:
     """r_ans (questions, rows): fresh responses are judged now, the teachers' verdicts are cached."""
     found = iter(judge.verdicts(asked[: len(fresh)], [r for g in fresh for r in g]))
@@ -266,7 +260,7 @@ def similarity_of(kind: str, asked: list, groups: list, is_teacher: torch.Tensor
 def validate(run: Run, replica: VLM, student: VLM, valid: list, step: int, progress: dict) -> None:
     """Accuracy on the validation questions; the best student so far (by sampled accuracy) is kept for export."""
     cfg = run.cfg
-    with refreshed(run, replica, student):
+    with as_exported(run, replica, student):
         found = evaluate(replica, valid, judge_of(run), cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
     score = found.get("sampled", found["greedy"])
     row = dict(valid_greedy=found["greedy"], valid_sampled=score)
@@ -295,6 +289,7 @@ def export(run: Run) -> None:
         if wrong:
             raise UserError(f"{run.path / target}: stock from_pretrained reads {wrong[0]} differently; disk full?")
         print(f"  {run.path / target}: {len(again)} tensors, read back equal")
+    export_adapter(run)
 
 
 # ------------------------------------------------------------------------------------------------ stage: evaluate
@@ -357,6 +352,7 @@ def run_stage(run: Run, name: str) -> None:
     print(title, flush=True)
     begin = time.perf_counter()
     action(run)
+    run.base = None
     gc.collect()  # FSDP modules hold reference cycles, so collect explicitly
     if run.device != "cpu":
         torch.cuda.empty_cache()
@@ -385,8 +381,7 @@ def run_all(cfg: Config, command: list[str]) -> Run:
     for earlier in (name for name in stages_of(cfg) if name in before):
         if not (missing := Path("runs") / cfg.name / STAGE_OF[earlier][1]).exists():
             raise UserError(f"--stage {cfg.stage} needs {missing}; run --stage {earlier} first")
-    if cfg.offload == "auto":
-        cfg.offload = "none" if device_of(cfg) == "cpu" or everything_fits(cfg) else "phase"
+    cfg.offload = best_offload(cfg)
     with open_run(cfg, command) as run:
         for name in stages_of(cfg):
             if cfg.stage in ("all", name):

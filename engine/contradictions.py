@@ -23,6 +23,18 @@ def contradictions(cfg, given: dict) -> list[tuple[bool, str]]:
             not cfg.resume and cfg.stage != "all",
             f"--no-resume deletes the run and begins anew: it does not go with --stage {cfg.stage}",
         ),
+        (
+            bool(cfg.lora) and cfg.frozen != "vision",
+            f"--lora freezes the base and trains adapters of language model and projector: no --frozen {cfg.frozen}",
+        ),
+        (
+            bool(cfg.lora) and cfg.offload == "phase",
+            "--lora keeps one base for all players, in use in every phase: --offload phase has nothing to move",
+        ),
+        (
+            cfg.optimizer_offload and cfg.offload == "phase",
+            "--optimizer-offload keeps on the host what --offload phase moves there and back: take one of them",
+        ),
         ("" in names, f"--teachers {cfg.teachers}: an empty name; give A, A,B or NAME=URL"),
         (has_teachers and len(set(names)) < len(names), f"--teachers {cfg.teachers}: the same teacher twice"),
         (shared, f"--group-size {cfg.group_size} cannot be split over {len(names)} teachers; take --teacher-rows each"),

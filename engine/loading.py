@@ -9,12 +9,14 @@ import copy
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
@@ -24,7 +26,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from engine.command import UserError, one_line
 from engine.families import FAMILIES, FULL, JUDGES, published_config
 from engine.folders import config_of, family_of, read_json, tensor_headers, weight_files
-from engine.sharding import all_gather, full_tensor, new_folder, rank_and_world, shard, together
+from engine.lora import ALPHA, Adapter, merged
+from engine.sharding import all_gather, device_of_mesh, full_tensor, new_folder, rank_and_world, shard, together
 from model import VLM, Encoder
 from tiny.models import CHAT, TINY, tiny_tokenizer
 
@@ -42,11 +45,13 @@ def load(
 ):
     """A tiny name (fresh weights from `seed`), a published name or a Hugging Face folder, in `dtype`.
 
-    With `mesh` the weights are sharded over it and computed with in `compute`; without, they are whole. `player` makes
-    another module around the model's parts (the discriminator) before they get memory. Raises UserError for an unknown
-    name, and for a folder that lacks a tensor, has one too many or a wrong one, or is of a family that FAMILIES does
-    not hold.
+    With `mesh` the weights are sharded over it and computed with in `compute`; without, they are whole. On the `device`
+    "host" the shards live in host memory and come to the mesh's devices when needed. `player` makes another module
+    around the model's parts (the discriminator) before they get memory. Raises UserError for an unknown name, and for
+    a folder that lacks a tensor, has one too many or a wrong one, or is of a family that FAMILIES does not hold.
     """
+    home = "cpu" if device == "host" else device
+    sharded = dict(mesh=mesh, compute=compute or dtype, on_host=device == "host")
     if str(name) in TINY:
         tiny = TINY[name]
         family = FAMILIES[tiny.family]
@@ -55,11 +60,13 @@ def load(
             torch.manual_seed(seed)
             hf = family.model(config)
         hf.generation_config = GenerationConfig(eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
-        vlm = VLM(hf.to(dtype), Encoder(config, tok, pictures)).to(device).eval()
-        return shard_player(player(vlm) if player else vlm, mesh, compute or dtype)
-    vlm = (random_meta_model if random_weights else meta_model)(name, dtype)
-    built = shard_player(player(vlm) if player else vlm, mesh, compute or dtype)
-    return with_weights(built, vlm.hf, vlm.encoder.folder, device, seed)
+        vlm = VLM(hf.to(dtype), Encoder(config, tok, pictures)).to(home).eval()
+        built = shard_player(player(vlm) if player else vlm, **sharded)
+    else:
+        vlm = (random_meta_model if random_weights else meta_model)(name, dtype)
+        built = shard_player(player(vlm) if player else vlm, **sharded)
+        with_weights(built, vlm.hf, vlm.encoder.folder, home, seed)
+    return buffers_to(device_of_mesh(mesh), built) if device == "host" else built
 
 
 def with_weights(player, hf: nn.Module, folder: Path | None, device, seed: int = 0):
@@ -116,11 +123,19 @@ def cannot_be_loaded(name: str | Path, error: Exception) -> UserError:
     return UserError(f"{name}: cannot be loaded ({one_line(error)}); make the folder anew")
 
 
-def shard_player(player, mesh: DeviceMesh | None, compute: torch.dtype):
+def shard_player(player, mesh: DeviceMesh | None, compute: torch.dtype, on_host: bool):
     """The player, sharded when there is a mesh."""
     if mesh is not None:
         blocks = [*player.base.get_submodule(player.family.vision_blocks), *player.base.language_model.layers]
-        shard(player, blocks, mesh, compute)
+        shard(player, blocks, mesh, compute, on_host)
+    return player
+
+
+def buffers_to(device: torch.device, player: nn.Module) -> nn.Module:
+    """Move what FSDP does not bring along to where a player computes: rotary tables, banned tokens."""
+    for module in player.modules():
+        for name, x in module.named_buffers(recurse=False):
+            setattr(module, name, x.to(device))
     return player
 
 
@@ -382,14 +397,15 @@ def download(name: str) -> str:
 
 def save(vlm: VLM, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """A Hugging Face folder that stock `from_pretrained` reloads: weights in `dtype`, and all the other files of the
-    folder that the model came from, as they are. All ranks together; rank 0 writes. A tied head is stored once.
+    folder that the model came from, as they are. All ranks together; rank 0 writes. A tied head is stored once. An
+    adapter is merged into the weights, and kept in adapter/.
     """
     weights, encoder = {}, vlm.encoder
-    for name, x in vlm.tensors().items():
-        x = full_tensor(x.detach().to(dtype)).cpu().contiguous()
-        if rank_and_world()[0] == 0 and not (is_tied(vlm.hf) and name == "lm_head.weight"):
-            weights[name] = x
-    with new_folder(path) as part:
+    with merged(vlm), new_folder(path) as part:
+        for name, x in vlm.tensors().items():
+            x = full_tensor(x.detach().to(dtype)).cpu().contiguous()
+            if rank_and_world()[0] == 0 and not (is_tied(vlm.hf) and name == "lm_head.weight"):
+                weights[name] = x
         if rank_and_world()[0]:
             return
         config = copy.deepcopy(encoder.config)
@@ -404,6 +420,8 @@ def save(vlm: VLM, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> Non
             encoder.image_processor.save_pretrained(part)
         else:
             copy_other_files(encoder, part, dtype, is_tied(vlm.hf))
+        if vlm.adapter is not None:
+            save_adapter(vlm.adapter, part / "adapter", vlm.base.switch.name)
 
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ot", ".index.json")
@@ -427,3 +445,27 @@ def copy_other_files(encoder: Encoder, part: Path, dtype: torch.dtype, tied: boo
     if encoder.config.__class__.from_pretrained(encoder.folder).tie_word_embeddings != tied:
         config["tie_word_embeddings"] = tied
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------ PEFT's adapter files
+def save_adapter(adapter: Adapter, folder: Path, base: str) -> None:
+    """The adapter as PEFT writes it, to be put on `base`, a folder or a name on the hub."""
+    folder.mkdir()
+    paths = sorted({re.sub(r"layers\\\.\d+", r"layers\\.\\d+", re.escape(path)) for path in adapter.shapes})
+    how = dict(peft_type="LORA", r=adapter.rank, lora_alpha=ALPHA, bias="none", base_model_name_or_path=base)
+    how |= dict(target_modules="|".join(paths))  # full paths; a list of suffixes would reach into vision towers
+    (folder / "adapter_config.json").write_text(json.dumps(how, indent=2) + "\n", encoding="utf-8")
+    tensors = {}
+    for path, both in adapter.pairs("cpu", torch.float32).items():
+        for letter, x in zip("AB", both, strict=True):
+            tensors[f"base_model.model.{path}.lora_{letter}.weight"] = x.detach().clone()
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+@torch.no_grad()
+def load_adapter(adapter: Adapter, folder: Path) -> None:
+    """Fill an adapter from a folder that `save_adapter` wrote for the same base and rank."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for path, both in adapter.pairs(adapter.flat.device, adapter.flat.dtype).items():
+        for letter, x in zip("AB", both, strict=True):
+            x.copy_(tensors[f"base_model.model.{path}.lora_{letter}.weight"])

@@ -3,9 +3,10 @@
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
+from data import shared_prefix
 from engine.command import UserError
 from engine.loading import fault_of_template, load_language_model
-from model import Prompt, pack, shared_prefix
+from model import Prompt, pack
 
 
 def judge_digits(name: str, tok) -> list[int]:

@@ -3,6 +3,7 @@
 import functools
 import os
 import traceback
+from dataclasses import dataclass
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -10,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from discriminator import Discriminator
 from engine.families import FULL, JUDGES
 from engine.loading import is_tied, load, meta_language_model, meta_model, random_meta_model
+from engine.lora import adapted_layers
 from engine.served import is_url
 from tiny.models import TINY
 
@@ -29,28 +31,38 @@ def sizes(name: str) -> dict[str, float]:
 
 
 @functools.lru_cache
-def trained(name: str, frozen: tuple, reads: str) -> tuple[int, int]:
-    """Number of trained parameters of the student, and of a D that reads `reads`."""
+def trained(name: str, frozen: tuple, reads: str, rank: int = 0) -> tuple[int, int]:
+    """Number of trained parameters of the student, and of a D that reads `reads`; `rank`: of their adapters."""
     student = without_memory(name).freeze(*frozen)
+    if rank:
+        layers = adapted_layers(student.hf, student.family.projector)
+        pairs = {path: rank * (x.in_features + x.out_features) for path, x in layers.items()}
+        without = sum(n for path, n in pairs.items() if reads == "picture" or student.family.projector not in path)
+        return sum(pairs.values()), without + student.hf.config.get_text_config().hidden_size
     players = (student, Discriminator(student, reads))
     student, D = (sum(p.numel() for p in x.parameters() if p.requires_grad) for x in players)
     return student, D
 
 
 def training_state(cfg) -> dict[str, float]:
-    """Bytes over all GPUs: fp32 masters of all parameters, Adam's moments and gradients of the trained ones only."""
+    """Bytes over all GPUs: fp32 masters of all parameters, Adam's moments and gradients of the trained ones only.
+
+    With --lora the masters are those of the adapters; every GPU has all of it.
+    """
     m, has_d = sizes(cfg.student), cfg.discriminator != "none"
-    student, D = trained(cfg.student, tuple(cfg.frozen_parts), cfg.d_input)
-    out = dict(student=4 * m["all"], student_adam=8 * student, student_gradient=4 * student)
-    D_all = m["all"] - m["head"] + m["hidden"]  # a head to one number in the language head's place
+    student, D = trained(cfg.student, tuple(cfg.frozen_parts), cfg.d_input, cfg.lora)
+    student_all, D_all = m["all"], m["all"] - m["head"] + m["hidden"]  # D: a head to one number in the other's place
+    if cfg.lora:
+        student_all, D_all = student, D
+    out = dict(student=4 * student_all, student_adam=8 * student, student_gradient=4 * student)
     return out | dict(D=4 * D_all * has_d, D_adam=8 * D * has_d, D_gradient=4 * D * has_d)
 
 
 def checkpoint_bytes(cfg) -> float:
-    """A checkpoint of the loop: masters and Adam's moments of student and D; a tied head is written twice."""
-    m = sizes(cfg.student)
-    twice = 4 * m["hidden"] * m["words"] * (m["head"] == 0)
-    return twice + sum(x for name, x in training_state(cfg).items() if not name.endswith("gradient"))
+    """A checkpoint of the loop: what is trained of student and D, with Adam's moments; a tied head is written twice."""
+    m, of = sizes(cfg.student), training_state(cfg)
+    twice = 4 * m["hidden"] * m["words"] * (m["head"] == 0 and not cfg.lora and "head" not in cfg.frozen_parts)
+    return twice + 1.5 * (of["student_adam"] + of["D_adam"])  # 4 bytes a parameter beside 8
 
 
 @functools.lru_cache
@@ -74,12 +86,42 @@ def count_of(vlm) -> dict[str, float]:
     dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     out |= dict(root=out["all"] - out["layers"] - out["vision"])
     out |= dict(kv=4 * text.num_hidden_layers * text.num_key_value_heads * dim)  # two of two bytes each
-    return out | dict(hidden=text.hidden_size, wide=text.intermediate_size, words=text.vocab_size)
+    out |= dict(hidden=text.hidden_size, wide=text.intermediate_size, words=text.vocab_size)
+    eyes = vlm.hf.config.vision_config
+    return out | dict(vision_hidden=eyes.hidden_size, vision_wide=eyes.intermediate_size)
 
 
 def shards(gpus: int) -> int:
     """The GPUs over which weights are sharded: those of a node (8 unless torchrun says otherwise)."""
     return min(gpus, int(os.environ.get("LOCAL_WORLD_SIZE", 8)))
+
+
+@dataclass
+class Work:
+    """Bytes of a step on one GPU that are the same for full training and for --lora."""
+
+    keys_values: float  # of the rows that decode together
+    prefill: float  # of one layer over the prompts that decode together, or of one of the vision tower
+    active: float  # of one training forward and backward pass
+    judge: float  # what judging needs besides a local judge's weights
+
+    @classmethod
+    def of(cls, cfg, gpus: int) -> "Work":
+        """For one micro-batch of one question (`active`)."""
+        m, judge = sizes(cfg.student), judge_parameters(cfg.judge)
+        prompt = (cfg.image_tokens or 256) + PROMPT_TEXT
+        row = prompt + 2 * cfg.group_size * cfg.max_new_tokens
+        rows = min(cfg.rollout_rows, cfg.group_size * -(-cfg.questions_per_step // gpus))
+        active = 2 * row * m["hidden"] * m["depth"]  # the checkpointed input of every layer
+        active += row * (8 * m["wide"] + 40 * m["hidden"])  # one layer again, and its keys and values once a response
+        active += 12 * 2 * cfg.group_size * (prompt + cfg.max_new_tokens) * m["hidden"]
+        active += 12 * 1024 * m["words"]  # a chunk of logits: bf16, fp32, softmax, gradient
+        prefill = max(
+            prompt * (6 * m["wide"] + 12 * m["hidden"]),
+            4 * (prompt - PROMPT_TEXT) * (6 * m["vision_wide"] + 12 * m["vision_hidden"]),
+        )
+        keys_values, judging = rows * (prompt + cfg.max_new_tokens) * m["kv"], (4e9 + 0.06 * judge) * (judge > 0)
+        return cls(keys_values, rows // cfg.group_size * prefill, active, judging)
 
 
 def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
@@ -88,39 +130,75 @@ def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
     With --offload none keys and values count in every phase, since nothing frees them within a step. The host holds
     what is offloaded, a checkpoint that is being written, and the best student while rank 0 writes it.
     """
+    bytes_of = phases_of_adapters if cfg.lora else phases_of_shards
+    out, host = bytes_of(cfg, gpus, offload, Work.of(cfg, gpus))
+    host += checkpoint_bytes(cfg) + 4 * sizes(cfg.student)["all"]
+    return {name: (CONTEXT + x) / 1e9 for name, x in out.items()} | {"host": host / 1e9}
+
+
+def phases_of_adapters(cfg, gpus: int, offload: str, work: Work) -> tuple[dict, float]:
+    """(bytes per GPU in each phase, bytes of the host) with --lora: one base in bf16, adapters whole on every GPU.
+
+    A pass has A and B in bf16, and a backward pass their gradient in bf16 and fp32 before it is added up. Merging for a
+    validation leaves the base's own weights on the host.
+    """
+    m, of, node = sizes(cfg.student), training_state(cfg), shards(gpus)
+    judge = 2 * judge_parameters(cfg.judge) / node
+    state = {who: of[who] + of[f"{who}_adam"] for who in ("student", "D")}
+    gradient = {who: of[f"{who}_gradient"] for who in ("student", "D")}
+    host = node * 2 * m["layers"]
+    if cfg.optimizer_offload:
+        host += node * sum([*state.values(), *gradient.values()])
+        state = dict.fromkeys(state, 0.0)
+        gradient = {who: 0.5 * x for who, x in gradient.items()}  # on its way to the host in bf16
+    stays = 2 * m["all"] + sum(state.values()) + judge
+    update = {who: work.active + 2 * gradient[who] + of[f"{who}_gradient"] for who in ("student", "D")}
+    rollout = work.keys_values + work.prefill + of["student"] / 2
+    out = dict(rollout=rollout, discriminator=update["D"] * (of["D"] > 0))
+    out |= dict(judge=work.judge, student=update["student"])
+    return {name: stays + x for name, x in out.items()}, host
+
+
+def phases_of_shards(cfg, gpus: int, offload: str, work: Work) -> tuple[dict, float]:
+    """(bytes per GPU in each phase, bytes of the host) of full training: shards, and a whole replica.
+
+    With --optimizer-offload masters, gradients and AdamW's state are on the host; what a layer's gathering takes from
+    there lies on the GPU in fp32 for a moment.
+    """
     m, judge, W, of = sizes(cfg.student), judge_parameters(cfg.judge), shards(gpus), training_state(cfg)
-    prompt = (cfg.image_tokens or 256) + PROMPT_TEXT
-    row = prompt + 2 * cfg.group_size * cfg.max_new_tokens
-    rows = min(cfg.rollout_rows, cfg.group_size * -(-cfg.questions_per_step // gpus))
     taken_over = of["student_adam"] / 4  # the replica's bf16 copy of what is trained
-    replica = taken_over + rows * (prompt + cfg.max_new_tokens) * m["kv"]
+    replica = taken_over + work.keys_values
     transient = 14 * m["layer"] + 4 * m["root"]  # two gathered layers, gradients, reduction buffers; the root twice
-    active = 2 * row * m["hidden"] * m["depth"]  # the checkpointed input of every layer
-    active += row * (8 * m["wide"] + 40 * m["hidden"])  # one layer again, and its keys and values once a response
-    active += 12 * 2 * cfg.group_size * (prompt + cfg.max_new_tokens) * m["hidden"]
-    active += 12 * 1024 * m["words"]  # a chunk of logits: bf16, fp32, softmax, gradient
-    d, reference = (of["D"] + of["D_adam"]) / W, 2 * m["all"] / W
-    judging = 2 * judge / W + (4e9 + 0.06 * judge) * (judge > 0)
-    stays = CONTEXT + of["student"] / W + 2 * m["all"] - taken_over
+    judging = 2 * judge / W + work.judge
+    student, d, reference = of["student_adam"] / W, (of["D"] + of["D_adam"]) / W, 2 * m["all"] / W
+    stays, host = of["student"] / W + 2 * m["all"] - taken_over, 0.0
+    gradients = {who: of[f"{who}_gradient"] / W for who in ("student", "D")}
+    if cfg.optimizer_offload:
+        host = sum(of.values())
+        stays, student, d, gradients = stays - of["student"] / W, 0.0, 0.0, dict.fromkeys(gradients, 0.0)
+        transient += 4 * (2 * m["layer"] + m["root"]) / W
     updates = dict(
-        discriminator=(of["D_gradient"] / W + transient - 4 * m["head"] + active) * (of["D"] > 0),
-        student=of["student_gradient"] / W + transient + active,
+        discriminator=(gradients["D"] + transient - 4 * m["head"] + work.active) * (of["D"] > 0),
+        student=gradients["student"] + transient + work.active,
     )
     if offload == "phase":
-        out = dict(rollout=replica, discriminator=d + updates["discriminator"], judge=judging)
-        out["student"] = of["student_adam"] / W + reference + updates["student"]
-        host = of["student_adam"] + (d + reference) * W + 2 * judge
+        out = dict(rollout=replica + work.prefill, discriminator=d + updates["discriminator"], judge=judging)
+        out["student"] = student + reference + updates["student"]
+        host += of["student_adam"] + (d + reference) * W + 2 * judge
     else:
-        stays, host = stays + of["student_adam"] / W + d + reference + replica + 2 * judge / W, 0.0
-        out = dict(rollout=0.0, **updates) | dict(judge=judging - 2 * judge / W)
-    host += checkpoint_bytes(cfg) + 4 * m["all"]
-    return {name: (stays + x) / 1e9 for name, x in out.items()} | {"host": host / 1e9}
+        stays += student + d + reference + replica + 2 * judge / W
+        out = dict(rollout=work.prefill, **updates) | dict(judge=judging - 2 * judge / W)
+    return {name: stays + x for name, x in out.items()}, host
 
 
-def everything_fits(cfg) -> bool:
-    """Does --offload none fit on this machine's GPUs?"""
+def best_offload(cfg) -> str:
+    """--offload, or what auto stands for here: phase where none does not fit the GPU and phase moves anything."""
+    if cfg.offload != "auto":
+        return cfg.offload
+    if cfg.lora or cfg.optimizer_offload or not torch.cuda.is_available():
+        return "none"
     memory = torch.cuda.get_device_properties(0).total_memory / 1e9
-    return most_gb(cfg, int(os.environ.get("WORLD_SIZE", 1)), "none") < 0.93 * memory
+    return "none" if most_gb(cfg, int(os.environ.get("WORLD_SIZE", 1)), "none") < 0.93 * memory else "phase"
 
 
 def most_gb(cfg, gpus: int, offload: str) -> float:

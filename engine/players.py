@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,12 @@ from safetensors.torch import save_file
 from discriminator import Discriminator
 from engine.command import UserError
 from engine.families import FULL, JUDGES
-from engine.loading import copy_slice, load
+from engine.loading import copy_slice, load, load_adapter
+from engine.lora import Adapter, in_role, make_adaptable, merged, recompute_in_role
 from engine.run import Run
-from engine.sharding import all_gather, copy_trained, full_tensor, new_folder
+from engine.sharding import all_gather, average_gradients, copy_trained, full_tensor, new_folder, reshard
 from judge import Judge
-from model import VLM
+from model import VLM, Batch
 
 
 def compute_dtype(cfg) -> torch.dtype:
@@ -27,11 +30,16 @@ def compute_dtype(cfg) -> torch.dtype:
 
 # ------------------------------------------------------------------------------------------------ loading
 def load_sharded(run: Run, name: str | Path, **more):
-    """A model to train: fp32 shards over all ranks, computing in --dtype."""
+    """A model sharded over all ranks, computing in --dtype; its weights are fp32 unless `more` says otherwise."""
     player = load_player(run, name, mesh=run.mesh, compute=compute_dtype(run.cfg), **more)
     if run.cfg.recompute:
         recompute_activations(player.base)
     return player
+
+
+def home(run: Run) -> str:
+    """Where trained weights, their gradients and AdamW's state live."""
+    return "host" if run.cfg.optimizer_offload else run.device
 
 
 def load_replica(run: Run, name: str | Path):
@@ -42,7 +50,7 @@ def load_replica(run: Run, name: str | Path):
 def load_player(run: Run, name: str | Path, **more):
     """A model on this rank's device, with the run's limit on pictures."""
     random = run.cfg.random_weights and name == run.cfg.student and name in FULL
-    player = load(name, run.cfg.seed, run.device, random_weights=random, **more)
+    player = load(name, run.cfg.seed, **dict(device=run.device, random_weights=random) | more)
     player.encoder.limit_pictures(run.cfg.image_tokens)
     return player
 
@@ -61,26 +69,38 @@ def judge_of(run: Run, weak: bool = False) -> Judge:
 
 
 def make_discriminator(run: Run, trained: bool = True) -> Discriminator:
-    """D around the warm-started student's backbone, sharded; with its pre-trained weights when there are some."""
-    D = load_sharded(run, run.path / "sft", player=lambda vlm: Discriminator(vlm, run.cfg.d_input))
+    """D around the warm-started student's backbone; with its pre-trained weights when there are some."""
+    reads = run.cfg.d_input
+    if run.cfg.lora:
+        D = Discriminator(shared_base(run), reads, new_adapter(run, projector=reads == "picture")).eval()
+    else:
+        D = load_sharded(run, run.path / "sft", device=home(run), player=lambda vlm: Discriminator(vlm, reads))
     if trained:
         with safe_open(run.path / "discriminator" / "model.safetensors", "pt") as file, torch.no_grad():
-            for name, x in D.state_dict().items():
+            for name, x in trained_tensors(D).items():
                 copy_slice(x, file.get_slice(name))
     return D
 
 
 def save_discriminator(run: Run, D: Discriminator) -> None:
-    """Write the weights that `make_discriminator` reads."""
-    weights = {name: full_tensor(x.detach()).cpu().contiguous() for name, x in D.state_dict().items()}
+    """Write the weights that `make_discriminator` reads: the trained ones."""
+    weights = {name: full_tensor(x.detach()).cpu().contiguous() for name, x in trained_tensors(D).items()}
     with new_folder(run.path / "discriminator") as part:
         if run.first:
             save_file(weights, part / "model.safetensors")
 
 
+def trained_tensors(player: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters of a player that are trained, by name."""
+    return {name: p for name, p in player.named_parameters() if p.requires_grad}
+
+
 @dataclass
 class Players:
-    """Who takes part in the loop; D and its optimizer are None where the method has no discriminator."""
+    """Who takes part in the loop; D and its optimizer are None where the method has no discriminator.
+
+    With --lora all share one base: the replica has the student's own adapter, the reference none or the warm start's.
+    """
 
     student: VLM  # pi_theta: sharded, fp32 masters
     reference: VLM  # pi_ref: sharded, never changes
@@ -98,10 +118,13 @@ class Players:
 def load_players(run: Run) -> Players:
     """All players start at the warm-started student; D has been pre-trained."""
     cfg, start = run.cfg, run.path / "sft"
-    student = load_sharded(run, start).freeze(*cfg.frozen_parts)
-    reference = load_sharded(run, start, dtype=compute_dtype(cfg)).requires_grad_(False)
+    student = load_trained(run, start).freeze(*cfg.frozen_parts)
+    if cfg.lora:
+        reference, replica = load_start(run), VLM(student.hf, student.encoder, student.adapter).eval()
+    else:
+        reference = load_sharded(run, start, dtype=compute_dtype(cfg)).requires_grad_(False)
+        replica = load_replica(run, start)
     move(run, "cpu", reference)
-    replica = load_replica(run, start)
     hold_memory(run, replica, student, False)
     players = Players(student, reference, replica, adamw(student, cfg.lr))
     if cfg.discriminator != "none":
@@ -112,10 +135,59 @@ def load_players(run: Run) -> Players:
     return players
 
 
-def recompute_activations(base: torch.nn.Module) -> None:
-    """Keep only each layer's input and recompute the rest in the backward pass."""
+def recompute_activations(base: torch.nn.Module, **more) -> None:
+    """Keep only each layer's input and recompute the rest in the backward pass; `more` is for torch's checkpoint."""
     name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"  # before transformers 5.23
-    getattr(base, f"{name}_checkpointing_enable")(dict(use_reentrant=False))
+    getattr(base, f"{name}_checkpointing_enable")(dict(use_reentrant=False, **more))
+
+
+# ------------------------------------------------------------------------------------------------ --lora
+def shared_base(run: Run) -> VLM:
+    """The frozen model that all players of a stage share, whole on every rank, in --dtype; a stage loads it once.
+
+    It is the warm-started student; but a warm start on --sft-data is an adapter itself, on the student's own folder.
+    """
+    cfg = run.cfg
+    if run.base is None:
+        name = cfg.student if cfg.warm_adapter else run.path / "sft"
+        run.base = load_replica(run, name)
+        make_adaptable(run.base.hf, run.base.family.projector, FULL.get(str(name), str(Path(name).resolve())))
+        if cfg.recompute:
+            recompute_activations(run.base.base, context_fn=partial(recompute_in_role, run.base.base.switch))
+    return run.base
+
+
+def new_adapter(run: Run, projector: bool = True) -> Adapter:
+    """An adapter of the shared base that starts where the warm start's ended; without `projector`, not of that part."""
+    base, warm = shared_base(run), run.path / "sft" / "adapter"
+    layers = {k: x for k, x in base.base.switch.layers.items() if projector or base.family.projector not in k}
+    adapter = Adapter(layers, run.cfg.lora, "cpu" if run.cfg.optimizer_offload else run.device)
+    if run.cfg.warm_adapter and warm.exists():
+        load_adapter(adapter, warm)
+    return adapter
+
+
+def load_trained(run: Run, name: str | Path) -> VLM:
+    """The student to train: with --lora an adapter of the shared base, else the model of that name, sharded."""
+    if not run.cfg.lora:
+        return load_sharded(run, name, device=home(run))
+    return VLM(shared_base(run).hf, shared_base(run).encoder, new_adapter(run))
+
+
+def load_start(run: Run) -> VLM:
+    """The warm-started student, whole on every rank, in --dtype, never to change."""
+    if not run.cfg.lora:
+        return load_replica(run, run.path / "sft")
+    adapter = new_adapter(run).requires_grad_(False) if run.cfg.warm_adapter else None
+    return VLM(shared_base(run).hf, shared_base(run).encoder, adapter).eval()
+
+
+def export_adapter(run: Run) -> None:
+    """Copy the exported student's adapter, in PEFT's format, beside student/. Without --lora there is none."""
+    if run.cfg.lora:
+        with new_folder(run.path / "adapter") as part:
+            if run.first:
+                shutil.copytree(run.path / "checkpoints" / "best" / "adapter", part, dirs_exist_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------ updates
@@ -135,6 +207,7 @@ def update(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for p in parameters:  # without pictures the projector has no gradient; zeros keep the optimiser's state complete
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    average_gradients(parameters)
     norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, clip)).item()
     if not np.isfinite(norm) or not np.isfinite(loss):
         found = dict(stage=stage, step=step, loss=str(loss), gradient_norm=str(norm), questions=ids)
@@ -145,6 +218,16 @@ def update(
     optimizer.step()
     optimizer.zero_grad()
     return norm
+
+
+def reference_log_probs(run: Run, reference: VLM, packed: list[Batch]) -> list:
+    """log pi_ref of every batch, (R, L) each; None each where beta is 0."""
+    if not run.cfg.beta:
+        return [None] * len(packed)
+    with on_gpu(run, reference), torch.no_grad():
+        out = [reference(batch) for batch in packed]
+        reshard(reference)
+    return out
 
 
 def total(x: float) -> float:
@@ -186,7 +269,18 @@ def hold_memory(run: Run, replica: VLM, student: VLM, held: bool) -> None:
 @contextlib.contextmanager
 def refreshed(run: Run, replica: VLM, student: VLM):
     """Inside the block `replica` has the student's current weights; with --offload phase it is empty outside."""
+    if student.adapter is not None:  # the replica's too: cast once for all tokens
+        with in_role(replica):
+            yield
+        return
     hold_memory(run, replica, student, True)
     copy_trained(replica, student)
     yield
     hold_memory(run, replica, student, False)
+
+
+@contextlib.contextmanager
+def as_exported(run: Run, replica: VLM, student: VLM):
+    """Inside the block `replica` has the weights that an export would write now: merging an adapter rounds."""
+    with refreshed(run, replica, student) if student.adapter is None else merged(student):
+        yield

@@ -11,7 +11,7 @@ from discriminator import similarity_reward
 from engine.alarms import raised
 from engine.command import UserError
 from engine.files import read_jsonl, write
-from engine.players import load_replica, make_discriminator
+from engine.players import load_start, make_discriminator
 from engine.run import Run, memory_mb
 from engine.sharding import all_gather, gather_dealt
 from eval import auc
@@ -189,7 +189,7 @@ def rounded(found: dict) -> dict:
 def shown(run: Run, questions: list, judge: Judge, texts: dict) -> list[tuple]:
     """[(question, [{who, text, similarity, answer}])] for samples.md; similarity is the pre-trained discriminator's."""
     D = make_discriminator(run) if run.cfg.discriminator != "none" else None
-    student, out = load_replica(run, run.path / "sft"), []
+    student, out = load_start(run), []
     for q in questions:
         said = [Response(q.id, 0, who, [], texts[who][q.id]) for who in texts if who != "last"]
         verdicts = judge.verdicts([q], said)

@@ -27,7 +27,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import transformers
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from config import is_real
 from data import load_questions, questions_at, seed_of, split_questions
@@ -149,7 +149,7 @@ def pretraining_questions(cfg, questions: list, usable: Iterable | None = None) 
 
 # ------------------------------------------------------------------------------------------------ settings
 FREE = "stage resume name keep checkpoint_every threads timeout gpus gpu_memory "  # may change on resume
-FREE = (FREE + "offload micro_batch rollout_rows recompute").split()  # these help where memory runs out
+FREE = (FREE + "offload optimizer_offload micro_batch rollout_rows recompute").split()  # help where memory runs out
 
 
 def settings_of(cfg) -> dict:
@@ -197,7 +197,7 @@ class Run:
     def __init__(self, cfg, command: list[str]):
         self.cfg, self.path, self.first = cfg, Path("runs") / cfg.name, rank_and_world()[0] == 0
         self.device, self.mesh = device_of(cfg), start_ranks(device_of(cfg).partition(":")[0])
-        self.known_judge = None  # engine/players.py
+        self.known_judge = self.base = None  # engine/players.py
         self.path.mkdir(parents=True, exist_ok=True)
         for old in self.path.iterdir() if self.first else ():
             if not cfg.resume and old.name != "lock":
@@ -262,7 +262,7 @@ def open_run(cfg, command: list[str]):
 
 # ------------------------------------------------------------------------------------------------ checkpoints
 class Checkpoints:
-    """Resumable state of one stage: weights and optimisers of `parts`, and `progress` (plain numbers).
+    """Resumable state of one stage: trained weights and optimisers of `parts`, and `progress` (plain numbers).
 
     Saved in the background, on a process group of its own, because training uses the other one at the same time. A
     checkpoint gets its final name when all ranks have written; only then is it used.
@@ -283,7 +283,9 @@ class Checkpoints:
         """What is saved; also the state dict that a checkpoint is loaded into."""
         out = {"progress": progress}
         for name, (module, optimizer) in self.parts.items():
-            out[name], out[f"{name}_optimizer"] = get_state_dict(module, optimizer)
+            weights, out[f"{name}_optimizer"] = get_state_dict(module, optimizer)
+            trained = {k for k, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+            out[name] = {k: x for k, x in weights.items() if k in trained}  # what is frozen, the folders have
         return out
 
     def save(self, step: int, progress: dict) -> None:
@@ -366,7 +368,7 @@ class Checkpoints:
             progress |= state["progress"]
             for name, (module, optimizer) in self.parts.items():
                 got = dict(model_state_dict=state[name], optim_state_dict=state[f"{name}_optimizer"])
-                set_state_dict(module, optimizer, **got)
+                set_state_dict(module, optimizer, **got, options=StateDictOptions(strict=False))
             print(f"  goes on from {path}")
             step = int(path.name.rpartition("step")[2])
             break

@@ -18,7 +18,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from engine.command import UserError, one_line
@@ -57,6 +64,11 @@ def start_ranks(device: str) -> DeviceMesh:
     if world > here:
         return init_device_mesh(device, (world // here, here), mesh_dim_names=("node", "gpu"))
     return init_device_mesh(device, (world,))
+
+
+def device_of_mesh(mesh: DeviceMesh) -> torch.device:
+    """Where this process computes."""
+    return torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else None)
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -126,18 +138,34 @@ def full_tensor(x: torch.Tensor) -> torch.Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def shard(player: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, compute: torch.dtype) -> None:
+def shard(player: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, compute: torch.dtype, on_host=False) -> None:
     """FSDP2 over `blocks` (decoder layers, vision blocks) and the rest; computes in `compute`, reduces in fp32.
+
+    on_host: shards and gradients live in host memory; a block's weights come to the GPU when it is gathered.
 
     Embeddings, head, projector and norms stay one group: tied weights may not be split, and every rank must gather
     equally often. Inputs are not cast, so that a bf16 forward is that of a whole bf16 replica, bit for bit.
     """
     param = None if compute == torch.float32 else compute
     policy = MixedPrecisionPolicy(param, torch.float32, cast_forward_inputs=False)
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if on_host else OffloadPolicy()
     for part in (*blocks, player):
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+        fully_shard(part, mesh=mesh, mp_policy=policy, offload_policy=offload)
     for method in getattr(player, "gathering", ()):
         register_fsdp_forward_method(player, method)
+
+
+def reshard(player: nn.Module) -> None:
+    """Free the root's gathered weights, which FSDP keeps after a forward pass without a backward pass."""
+    if isinstance(player, FSDPModule):
+        player.reshard()
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Average the gradients of parameters that every rank holds whole; FSDP has averaged those of its own."""
+    for p in (p for p in parameters if not isinstance(p, DTensor)):
+        dist.all_reduce(p.grad)
+        p.grad /= rank_and_world()[1]
 
 
 @torch.no_grad()
@@ -147,7 +175,7 @@ def copy_trained(replica: nn.Module, student: nn.Module) -> None:
     trained = {name.removeprefix("hf.") for name, p in student.named_parameters() if p.requires_grad}
     for name, theirs in student.tensors().items():
         if name in trained:
-            mine[name].copy_(full_tensor(theirs.to(mine[name].dtype)))
+            mine[name].copy_(full_tensor(theirs.to(mine[name].device, mine[name].dtype)))
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ class Slow:
         self.reference, base = copy.deepcopy(self.student), copy.deepcopy(self.student.model)
         head = torch.nn.Linear(base.language_model.norm.weight.numel(), 1, bias=False)
         self.D = torch.nn.ModuleDict(dict(base=base, head=head))
-        self.D.load_state_dict(load_file(run / "discriminator" / "model.safetensors"))
+        self.D.load_state_dict(load_file(run / "discriminator" / "model.safetensors"), strict=False)  # what was trained
         players = dict(student=(self.student, self.c.lr, self.c.frozen), D=(self.D, self.c.d_lr, "vision"))
         self.optimizers, self.trace, self.end = {}, [], self.tokenizer.eos_token_id
         for who, (player, lr, frozen) in players.items():

@@ -10,15 +10,15 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from data import contents, questions_at, seed_of, slices
+from data import contents, questions_at, seed_of, shared_prefix, slices
 from engine.command import UserError
 from engine.families import FULL
 from engine.loading import find_folder, save
-from engine.players import adamw, load_sharded, total, update
+from engine.players import adamw, load_sharded, load_trained, total, update
 from engine.run import HOME, Checkpoints, Run, questions_in, whole_split
 from engine.sharding import barrier, deal, dealt, new_folder, rank_and_world
 from grpo import sft_loss
-from model import VLM, pack, shared_prefix
+from model import VLM, pack
 from tiny.models import TINY
 from tiny.world import world_lessons
 
@@ -35,7 +35,7 @@ def sft(run: Run) -> None:
             if run.first:
                 shutil.copytree(shipped, part, ignore=lambda *_: ["warm_start.json"], dirs_exist_ok=True)
     elif name in TINY or run.cfg.sft_data:
-        vlm = load_sharded(run, name)
+        vlm = load_trained(run, name) if run.cfg.warm_adapter else load_sharded(run, name)
         fit(run, vlm, run.cfg.sft_steps)
         save(vlm, target, torch.float32)
     elif run.cfg.random_weights and name in FULL:

@@ -4,6 +4,7 @@
     python -m tools.bench --student tiny-qwen-20m --cell 80 --questions 8 --response-tokens 64 --micro-batch 1
     python -m tools.bench --student internvl3-1b --random-weights --device cuda --dtype bf16    # published, full size
     python -m tools.bench --student runs/NAME/student --out speed.json             # your own
+    python -m tools.bench --student tiny-qwen-20m --lora 16                        # full training beside --lora
     python -m tools.bench --loop-steps 300        # only this: does train.py's loop hold more and more memory? minutes
 
 A step is run in two ways on the same weights; it has the phases of train.py but for the judge, one update each of D and
@@ -17,6 +18,7 @@ public evaluators do. Absolute times mean little on a shared CPU; ratios of one 
 """
 
 import argparse
+import copy
 import inspect
 import json
 import os
@@ -28,8 +30,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 if __name__ == "__main__":  # read when torch is imported (train.py says why)
@@ -45,9 +49,10 @@ from engine.command import Flags, UserError, run_command
 from engine.families import FULL
 from engine.files import write
 from engine.loading import load
+from engine.lora import Adapter, make_adaptable
 from engine.memory import count_of
 from grpo import Objective, advantages, policy_loss
-from model import pack, token_logps
+from model import VLM, pack, token_logps
 from rollout import GREEDY, attention, rollout
 from tiny.models import TINY
 from tiny.world import world_questions
@@ -233,6 +238,7 @@ def settings(argv: list) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda [cpu]")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of the weights here [fp32]")
+    parser.add_argument("--lora", type=int, default=0, help="compare training with adapters of this rank, nothing else")
     parser.add_argument("--random-weights", action="store_true", help="a published student at full size, no download")
     parser.add_argument("--loop-steps", type=int, default=0, help="at least 60: memory of so many steps of the loop")
     parser.add_argument("--out", default="", help="write the numbers to this file too")
@@ -246,14 +252,19 @@ def settings(argv: list) -> argparse.Namespace:
     return args
 
 
-def players(args) -> tuple:
-    """Student, D and their optimisers, whose state is already made: it is not part of a step."""
+def players(args, rank: int = 0) -> tuple:
+    """Student, D and their optimisers, whose state is already made: it is not part of a step. `rank`: of adapters."""
     student = load(args.student, device=args.device, dtype=args.torch_dtype, random_weights=args.random_weights)
     student.encoder.limit_pictures(1280)
     student.encoder.ends = [-1]  # nobody stops early: both sides write T tokens for every response
     student.hf.generation_config = GenerationConfig()  # stock generate takes from it whatever it is not given
+    adapters = [None, None]
+    if rank:
+        make_adaptable(student.hf, student.family.projector, args.student)
+        adapters = [Adapter(student.base.switch.layers, rank, args.device) for _ in adapters]
+        student = VLM(student.hf, student.encoder, adapters[0])
     student.freeze("vision")
-    D = Discriminator(student)
+    D = Discriminator(student, adapter=adapters[1])
     optimizers = {who: torch.optim.AdamW(x.parameters(), lr=0.0) for who, x in (("student", student), ("D", D))}
     for optimizer in optimizers.values():
         for p in (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad):
@@ -322,11 +333,64 @@ def compared(times: dict, peak: dict, limit: dict, tokens: dict) -> dict[str, di
     return out
 
 
+# ------------------------------------------------------------------------------------------------ full and --lora
+def training_jobs(args, rank: int) -> tuple[dict, list]:
+    """(the jobs of a training step with adapters of this rank, 0: full; the models that are in memory for it).
+
+    Full training has two more copies in memory, reference and replica.
+    """
+    student, D, optimizers = players(args, rank)
+    prompts = [student.encoder.encode_question(q) for q in world_questions("train", args.questions, cell=args.cell)]
+    groups = sampled_ids(student, args.questions, 2 * args.group_size, args.response_tokens).tolist()
+    more = prompts, groups, args.micro_batch, optimizers, []
+    jobs, models = own_step(student, D, *more), [student, D]
+    if rank:
+        jobs["reference"] = own_step(VLM(student.hf, student.encoder).eval(), D, *more)["reference"]
+    else:
+        models += [copy.deepcopy(student).requires_grad_(False) for _ in range(2)]
+    student.encode_pictures(prompts)
+    return {name: jobs[name] for name in ("reference", "discriminator", "update")}, models
+
+
+def peak_of_training(args, rank: int) -> float:
+    """The most memory in GB that a process of its own needs for a training step."""
+    torch.set_num_threads(args.threads)
+    jobs, _models = training_jobs(args, rank)
+    return max(seconds_of(jobs, 1)[1].values())
+
+
+def full_and_lora(args) -> dict:
+    """A training step full and with adapters: seconds, taking turns, and peak memory, each in a process of its own."""
+    out = dict(full={}, lora={})
+    kinds = dict(full=0, lora=args.lora)
+    for who, rank in kinds.items():
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            out[who]["peak_gb"] = round(pool.submit(peak_of_training, args, rank).result(), 3)
+    torch.set_num_threads(args.threads)
+    made = {who: training_jobs(args, rank) for who, rank in kinds.items()}
+    times, _ = seconds_of({(w, n): job for w, (jobs, _) in made.items() for n, job in jobs.items()}, args.repeats)
+    for who, (jobs, models) in made.items():
+        out[who] |= dict(trained=sum(p.numel() for x in models for p in x.parameters() if p.requires_grad))
+        out[who] |= {name: round(statistics.median(times[who, name]), 4) for name in jobs}
+        times[who, "step"] = [sum(x) for x in zip(*(times[who, name] for name in jobs), strict=True)]
+        out[who] |= dict(step=round(statistics.median(times[who, "step"]), 4))
+    memory = round(out["lora"]["peak_gb"] / out["full"]["peak_gb"], 2)
+    return out | dict(lora_over_full=ratio(times["lora", "step"], times["full", "step"]) | dict(peak_gb=memory))
+
+
 def main(argv: list | None = None) -> dict:
     """The command line; prints a table and returns (and writes) its numbers."""
     argv = sys.argv[1:] if argv is None else argv
     args = settings(argv)
-    result = memory_of_loop(args.loop_steps) if args.loop_steps else speed(args, argv)
+    if args.loop_steps:
+        return told(args, memory_of_loop(args.loop_steps))
+    if args.lora:
+        return told(args, {"command": " ".join(["python -m tools.bench", *argv])} | full_and_lora(args))
+    return told(args, speed(args, argv))
+
+
+def told(args, result: dict) -> dict:
+    """Print and write a result; -> it."""
     for key, value in result.items():
         print(f"{key}: {value}")
     if args.out:

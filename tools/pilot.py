@@ -63,7 +63,8 @@ def parting(replica, prompt, mine: list[int], theirs: list[int]) -> str:
 def pilot(run, questions: list) -> None:
     """The page runs/NAME/pilot.md: what the first person with GPUs wants to know before a night's run. All ranks."""
     cfg, lines = run.cfg, []
-    replica, student = load_replica(run, run.path / "sft"), load_sharded(run, run.path / "sft").eval()
+    replica = load_replica(run, run.path / "sft")
+    student = replica if cfg.lora else load_sharded(run, run.path / "sft").eval()  # --lora: it is not sharded
     prompts, length = [replica.encoder.encode_question(q) for q in questions], min(32, cfg.max_new_tokens)
     ours = rollout(replica, prompts, [q.id for q in questions], 1, length, GREEDY)
     stock = [stock_greedy(replica, prompt, length) for prompt in prompts]
