@@ -216,6 +216,8 @@ assert len(calls) == 6, calls
 ask()
 assert len(calls) == 6, "all is known everywhere"
 print(first, second)
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
