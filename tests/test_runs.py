@@ -103,6 +103,7 @@ def test_a_lock_of_another_machine_is_taken_over_only_when_its_holder_shows_no_l
     os.utime(lock, (long_ago, long_ago))
     with guard.locked(tmp_path / "r"):
         assert f"process {os.getpid()} on " in lock.read_text()
+    assert lock.read_text() == ""
     assert "taken over from process 4711 on far-away" in capsys.readouterr().out
 
 

@@ -13,6 +13,7 @@ import torch
 
 import config
 import engine.guard as guard
+import engine.sharding as sharding
 import train
 
 torch.set_num_threads(1)
@@ -90,7 +91,7 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def test_a_run_stopped_in_any_stage_goes_on_with_the_same_command_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    """SIGTERM in a stage without checkpoints, then in the loop of a process; then Ctrl-C at the last step."""
+    """SIGTERM in a stage without checkpoints; in the loop, in a process of its own; then Ctrl-C at the last step."""
     flags, run = ["--name", "s", *SMALL], tmp_path / "runs/s"
     inside(tmp_path, "--name", "w", *SMALL)
     with monkeypatch.context() as patch:
@@ -161,7 +162,8 @@ def test_a_closed_pipe_ends_in_silence(flush):
     reading, writing = os.pipe()
     os.close(reading)
     code = f"from engine.command import run_command\nrun_command(lambda: print('a step', flush={flush}))\n"
-    how = dict(cwd=HOME, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=100)
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    how = dict(cwd=HOME, env=env, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=100)
     ran = subprocess.run([sys.executable, "-c", code], **how)
     os.close(writing)
     assert (ran.returncode, ran.stderr) == (141, "")
@@ -243,3 +245,13 @@ def test_a_rank_that_still_moves_keeps_the_job_alive_and_one_that_lags_is_named(
 
 def test_the_default_lets_ranks_wait_long_and_ends_before_the_collectives_hour():
     assert 900 <= config.Config.timeout < 3600
+
+
+def test_every_collective_counts_as_movement():
+    """`together` meets every 30 seconds while one rank works: the others stand at one line, and yet they move."""
+    me = threading.get_ident()
+    counts = [guard.place_of(me)[0]]
+    for meet in (lambda: sharding.all_gather(1), sharding.barrier):
+        meet()
+        counts.append(guard.place_of(me)[0])
+    assert counts == [counts[0], counts[0] + 1, counts[0] + 2]
