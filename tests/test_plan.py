@@ -92,7 +92,8 @@ def test_the_plan_counts_launches_of_decoding_and_the_traffic_between_gpus(monke
         ("qwen2.5-vl-7b", 8, 80, "fits with --offload none"),
         ("internvl3-1b", 1, 24, "fits with --offload phase"),
         ("qwen2.5-vl-7b", 4, 80, "fits with --offload phase"),
-        ("qwen2.5-vl-7b", 1, 80, "does not fit"),
+        ("qwen2.5-vl-7b", 1, 80, "fits with --lora 64"),
+        ("qwen2.5-vl-7b", 1, 24, "does not fit"),
         ("internvl3-1b", 1, 80, "fits with --offload none"),
     ],
 )
