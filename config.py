@@ -16,13 +16,12 @@ from engine.families import FULL, PARTS
 from tiny.models import TINY
 
 GROUPS = {  # the flags, as --help shows them
-    "run": "name stage preset resume seed eval_every checkpoint_every",
-    "players": "algo student teachers teachers_file teacher_samples judge sft_data sft_epochs",
+    "run": "name stage preset resume seed eval_every checkpoint_every tracker",
+    "players": "algo student teachers teachers_file teacher_samples judge reward sft_data",
     "questions": "data pool valid_questions test_questions image_tokens max_new_tokens",
     "loop": "steps questions_per_step group_size lr d_lr beta sampling d_steps",
     "speed and memory": "lora recompute offload optimizer_offload micro_batch rollout_rows random_weights",
-    "for studies only": "mu kl similarity teacher_use teacher_rows d_input frozen judged judge_wrong sft_steps "
-    "eval_draws evaluated",
+    "for studies only": "mu similarity teacher_use d_input frozen judged judge_wrong sft_steps eval_draws evaluated",
 }
 REAL_IMAGE_TOKENS = 1280  # most image tokens of a picture, in training and in evaluation, of a real student
 SAMPLES, TEMPERATURE = 8, 0.8  # how the committed teacher responses were drawn
@@ -38,6 +37,11 @@ PRESETS = {
     "auto": "by the student's size",
     "tiny": "the defaults",
     "paper": "the paper's values, ours where it is silent",
+}
+TRACKER = {
+    "none": "nowhere",
+    "tensorboard": "runs/NAME/tensorboard",
+    "wandb": "project nanoril of Weights & Biases",
 }
 OFFLOAD = {
     "auto": "phase when the plan says that none does not fit",
@@ -115,6 +119,7 @@ class Config:
     seed: int = setting(0, "seeds the student's weights, the order of questions and every draw", zero=True)
     eval_every: int = setting(10, "steps between validations; 0: at the start and the end", ours=50, zero=True)
     checkpoint_every: int = setting(10, "steps between checkpoints (the warm start: ten times that)", ours=50)
+    tracker: str = setting("none", "where the numbers of metrics.jsonl go besides", TRACKER)
     keep: int = setting(2, "checkpoints kept")
     # players
     algo: str = setting("ril", "the method", ALGO)
@@ -124,6 +129,7 @@ class Config:
     teacher_samples: int = setting(SAMPLES, "cached responses per question and teacher (the paper: 16)", ours=4)
     teacher_temperature: float = setting(TEMPERATURE, "sampling temperature of the teachers")
     judge: str = setting("rule", "rule, qwen2.5-32b, a folder, or a URL", paper="qwen2.5-32b")
+    reward: str = setting("", "FILE.py in the judge's place: reward(question, response) returns 0 or 1")
     sft_data: str = setting("", "JSONL with question, answer and picture: a warm start for a real student")
     sft_epochs: float = setting(1.0, "passes of that warm start over --sft-data", ours=1.0)
     sft_steps: int = setting(1200, "steps of the tiny warm start; with the default a shipped one is used")
@@ -254,6 +260,8 @@ def parse(argv: list[str], teachers: bool = True) -> Config:
             "--preset paper with --data: name the --teachers: served ones (big=http://HOST:PORT/v1), a published "
             "name (qwen2.5-vl-72b), a folder, or A with --teachers-file FILE, whose lines say A"
         )
+    if cfg.reward:
+        cfg.judge = cfg.reward  # so that it judges wherever a judge does
     for wrong, reason in contradictions(cfg, given):
         if wrong:
             raise UserError(reason)

@@ -4,6 +4,7 @@
     a name, a folder  a language model in this process: one packed forward per question, "1" against "0"
     http://HOST/v1    a served language model: a brief explanation, then <answer>0|1</answer>; http://HOST/v1#MODEL
                       where several are served
+    FILE.py           a function of yours in the judge's place (--reward): reward(question, response) -> 0 or 1
 
 The judge sees question, reference answer and response text, never the picture and never who wrote the response. What
 stands in a response cannot leave its place in the template: tags and control tokens in it lose their brackets (tested).
@@ -15,13 +16,14 @@ The client for served models (Server) asks served teachers too.
 import hashlib
 import json
 import re
+import traceback
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from data import Question, seed_of
 from engine.answers import AnswerLog
-from engine.command import UserError
+from engine.command import UserError, one_line
 from engine.rule import rule_judge
 from engine.served import Server, is_url
 
@@ -68,18 +70,54 @@ def malformed(text: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------ the judges
 def known_judge(name: str) -> None:
-    """Raises UserError for a judge that is neither the rule nor a URL, a name in JUDGES or a folder."""
+    """Raises UserError for a judge that is neither the rule nor a URL, a name in JUDGES, a folder or FILE.py."""
     from engine.families import JUDGES
 
-    if name not in ("rule", *JUDGES) and not is_url(name) and not (Path(name) / "config.json").is_file():
+    known = name in ("rule", *JUDGES) or is_url(name) or name.endswith(".py")
+    if not known and not (Path(name) / "config.json").is_file():
         there = f"there are rule, {', '.join(JUDGES)}, a folder with config.json, or a URL"
         raise UserError(f"--judge {name}: unknown; {there}")
+
+
+def reward_function(file: str) -> Callable[[Question, str], int]:
+    """The function `reward` of FILE.py: (question, response) -> 0 or 1. The response is the student's or a teacher's.
+
+    Raises UserError that names the file, here for one that cannot be run; in the function, which names the question
+    too, for an error inside `reward` and for any value but 0 and 1.
+    """
+
+    def failed(error: BaseException, what: str) -> UserError:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        where = ":".join(map(str, [file, *(lines or [getattr(error, "lineno", None) or 1])[-1:]]))
+        return UserError(f"{where}: {what}{type(error).__name__}: {one_line(error)}")
+
+    if not Path(file).is_file():
+        raise UserError(f"--reward {file}: no such file")
+    names: dict = {"__name__": "reward", "__file__": file}
+    try:
+        exec(compile(Path(file).read_text(encoding="utf-8"), file, "exec"), names)
+    except (Exception, SystemExit) as error:
+        raise failed(error, "cannot be run: ") from None
+    if not callable(names.get("reward")):
+        raise UserError(f"{file}: has no function reward(question, response) that returns 0 or 1")
+
+    def reward(question: Question, response: str) -> int:
+        try:
+            value = names["reward"](question, response)
+            right = value in (0, 1)
+        except Exception as error:
+            raise failed(error, f"reward fails on question {question.id!r}: ") from None
+        if not right:
+            raise UserError(f"{file}: reward returns {value!r} on question {question.id!r}; it must be 0 or 1")
+        return int(value)
+
+    return reward
 
 
 class Judge:
     """verdicts(questions, responses) -> 0/1 each. Every response names its question; the pairs are made here, by id.
 
-    name: "rule", a URL, or a language model here: a name in JUDGES or a folder (engine/local.py says what
+    name: "rule", a URL, FILE.py, or a language model here: a name in JUDGES or a folder (engine/local.py says what
     device, mesh and `random` mean). Raises UserError for anything else. cache: a file for the verdicts of language
     models: the same text is asked about once, in this run and after a resume. A reply without a verdict scores 0 and is
     not kept: the text is asked about again when it comes again. Many of them are a warning, once per Judge.
@@ -91,10 +129,11 @@ class Judge:
     def __init__(self, name="rule", cache=None, device="cpu", mesh=None, random=False):
         self.name, self.judged, self.wrong, self.max_tokens = name, 1.0, 0.0, 300
         self.server = Server(name) if is_url(name) else None
-        self.known = AnswerLog(Path(cache) if cache and name != "rule" else None, "key")
+        self.rule = rule_judge if name == "rule" else reward_function(name) if name.endswith(".py") else None
+        self.known = AnswerLog(Path(cache) if cache and not self.rule else None, "key")
         self.texts, self.bad, self.warned = 0, 0, False
         self.away = False  # is a local judge on its device only while it is asked?
-        if name != "rule" and not self.server:
+        if not self.rule and not self.server:
             from engine.local import LanguageModel
 
             known_judge(name)
@@ -117,8 +156,8 @@ class Judge:
 
     def score(self, pairs: list[tuple[Question, str]]) -> list[int]:
         """The verdicts on (question, text) of a judge that is not weak. A malformed text is 0, and nobody is asked."""
-        if self.name == "rule":
-            found = [None if malformed(text) else rule_judge(question, text) for question, text in pairs]
+        if self.rule:
+            found = [None if malformed(text) else self.rule(question, text) for question, text in pairs]
         else:
             keys = [None if malformed(text) else self.key(question, text) for question, text in pairs]
             todo = {key: pair for key, pair in zip(keys, pairs, strict=True) if key and self.kept(key) is None}

@@ -14,7 +14,8 @@ from engine.local import judge_digits
 from engine.run import questions_in, split
 from engine.served import Server, is_url
 from engine.sharding import all_gather, deal, rank_and_world
-from judge import known_judge
+from engine.tracker import check_tracker
+from judge import known_judge, reward_function
 from model import Encoder
 from teachers import check_response, teacher_folder
 from tiny.lessons import sft_questions
@@ -26,6 +27,7 @@ def check_players(cfg: Config) -> Encoder | None:
 
     Raises UserError that names the first player that cannot be used.
     """
+    check_tracker(cfg.tracker)
     if cfg.teachers_file:
         check_teachers_file(cfg)
     cached = (Path("runs") / cfg.name / "teachers.jsonl").exists()
@@ -35,9 +37,12 @@ def check_players(cfg: Config) -> Encoder | None:
         elif name != "reference" and not (cached and name in FULL) and not cfg.teachers_file:
             meta_model(teacher_folder(name))
     known_judge(cfg.judge)
-    if is_url(cfg.judge) and rank_and_world()[0] == 0:
+    if cfg.reward:
+        question = split(cfg)["train"][0]
+        reward_function(cfg.reward)(question, question.answer)
+    elif is_url(cfg.judge) and rank_and_world()[0] == 0:
         Server(cfg.judge).name_model()  # a dead judge is named now
-    if cfg.judge != "rule" and not is_url(cfg.judge):
+    elif cfg.judge != "rule" and not is_url(cfg.judge):
         judge_digits(
             cfg.judge, meta_language_model(cfg.judge, torch.bfloat16, cfg.random_weights and cfg.judge in JUDGES)[1]
         )
@@ -104,6 +109,8 @@ def unlike_the_paper(cfg: Config) -> list[str]:
         out.append(f"no --data: questions of the embedded tiny world, pictures of {side} x {side} pixels")
     if cfg.judge == "rule":
         out.append("judge: an exact rule; the paper's is a language model (--judge qwen2.5-32b, or its URL)")
+    if cfg.reward:
+        out.append(f"judge: the function in {cfg.reward}; the paper's is a language model")
     tiny = [n for n in cfg.teachers.split(",") if n in TINY]
     if tiny and cfg.teacher_use != "none":
         out.append(f"teachers: {', '.join(tiny)}; the paper's have 72 and 78 B parameters (--teachers NAME=URL)")

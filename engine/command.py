@@ -13,7 +13,7 @@ class UserError(Exception):
     """A user's mistake. The message is one line that names the thing and the fix; the exit code is 2."""
 
 
-def one_line(error: Exception, line: int = 0) -> str:
+def one_line(error: BaseException, line: int = 0) -> str:
     """One line of what an error of a library says, in at most 200 characters."""
     return (str(error).strip() or repr(error)).splitlines()[line][:200]
 

@@ -67,8 +67,8 @@ def checkpoint_bytes(cfg) -> float:
 
 @functools.lru_cache
 def judge_parameters(name: str) -> int:
-    """Parameters of a judge that is loaded here; 0 for the rule and for a served one."""
-    if name == "rule" or is_url(name):
+    """Parameters of a judge that is loaded here; 0 for the rule, a file of yours and a served one."""
+    if name == "rule" or name.endswith(".py") or is_url(name):
         return 0
     return sum(p.numel() for p in meta_language_model(name, torch.bfloat16, name in JUDGES)[0].parameters())
 

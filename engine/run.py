@@ -37,6 +37,7 @@ from engine.guard import Stopped, locked, stop, stoppable, watched
 from engine.memory import out_of_memory
 from engine.pictures import hash_pictures
 from engine.sharding import all_gather, barrier, deal, gather_dealt, here, rank_and_world, start_ranks
+from engine.tracker import open_tracker
 from tiny.world import world_questions
 
 HOME = Path(__file__).resolve().parent.parent
@@ -148,14 +149,14 @@ def pretraining_questions(cfg, questions: list, usable: Iterable | None = None) 
 
 
 # ------------------------------------------------------------------------------------------------ settings
-FREE = "stage resume name keep checkpoint_every threads timeout gpus gpu_memory "  # may change on resume
+FREE = "stage resume name keep checkpoint_every tracker threads timeout gpus gpu_memory "  # may change on resume
 FREE = (FREE + "offload optimizer_offload micro_batch rollout_rows recompute").split()  # help where memory runs out
 
 
 def settings_of(cfg) -> dict:
     """Every setting of a run, a hash of each file that one of them names, and a hash of the split of --data."""
     out = dataclasses.asdict(cfg)
-    for name in ("data", "teachers_file", "sft_data"):
+    for name in ("data", "teachers_file", "sft_data", "reward"):
         file = getattr(cfg, name)
         out[f"{name}_hash"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
     if cfg.data:  # the split goes by the pictures, which data_hash does not cover
@@ -198,6 +199,7 @@ class Run:
         self.cfg, self.path, self.first = cfg, Path("runs") / cfg.name, rank_and_world()[0] == 0
         self.device, self.mesh = device_of(cfg), start_ranks(device_of(cfg).partition(":")[0])
         self.known_judge = self.base = None  # engine/players.py
+        self.trackers = {}  # engine/tracker.py
         self.path.mkdir(parents=True, exist_ok=True)
         for old in self.path.iterdir() if self.first else ():
             if not cfg.resume and old.name != "lock":
@@ -237,6 +239,15 @@ class Run:
             return
         with (self.path / name).open("a") as file:
             file.write(json.dumps(row) + "\n")
+        if name == "metrics.jsonl" and self.cfg.tracker != "none":
+            self.track(row["stage"], row)
+
+    def track(self, stage: str, row: dict) -> None:
+        """Give a row of metrics.jsonl to --tracker; at the beginning of a stage, all of its rows."""
+        rows = [row] if stage in self.trackers else self.rows("metrics.jsonl", stage)
+        put = self.trackers[stage] = self.trackers.get(stage) or open_tracker(self.cfg.tracker, self.path, stage)
+        for r in rows:
+            put(r["step"] + 1, {k: x for k, x in r.items() if k not in ("stage", "step")})
 
     def rows(self, name: str, stage: str = "") -> list[dict]:
         """The lines of a log, of one stage or of all; a line that a kill tore is left out."""

@@ -49,7 +49,7 @@ def test_bad_questions_are_refused_in_one_line_before_anything_is_written(tmp_pa
     "flags, says",
     [
         (["--stpes", "3"], "--stpes"),
-        (["--kl", "k1"], "--kl"),
+        (["--similarity", "k1"], "--similarity"),
         (["--stage", "rill"], "rill"),
         (["--student", "tiny-qwne"], "tiny-qwne"),
         (["--teachers", "nobody"], "nobody"),
@@ -73,7 +73,9 @@ def test_bad_questions_are_refused_in_one_line_before_anything_is_written(tmp_pa
         (["--algo", "grpo", "--group-size", "1"], "a group of one"),
         (["--frozen", "vision,eyes"], "--frozen eyes: unknown"),
         (["--preset", "paper", "--data", "mine.jsonl"], "name the --teachers: served ones"),
-        (["--sft-epochs", "2"], "counts passes over --sft-data"),
+        (["--sft-data", "mine.jsonl", "--sft-steps", "2"], "counted in epochs"),
+        (["--reward", "mine.py", "--judge", "rule"], "leave --judge out"),
+        (["--judge", "mine.py"], "is given as --reward mine.py"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line_before_anything_is_written(tmp_path, flags, says):

@@ -203,14 +203,14 @@ def flags(rng: random.Random) -> Iterator[Fault]:
             yield f"{flag} {value}", [*GOOD, flag, value], flag
     for flag in ("--stpes", "--nmae", "--student-", "-x", "--teachers-files", "--config", "--learning-rate"):
         yield flag, [*GOOD, flag, "1"], flag
-    for flag in ("--stage", "--algo", "--kl", "--similarity", "--sampling", "--dtype", "--offload", "--teacher-use"):
+    for flag in ("--stage", "--algo", "--similarity", "--sampling", "--dtype", "--offload", "--teacher-use"):
         yield f"{flag} other", [*GOOD, flag, rng.choice(["other", "None", "RIL", "fp64"])], flag
     for name in ("", ".", "..", "a/b", "/tmp/x", "../x"):
         yield f"--name {name!r}", [*GOOD, "--name", name], "--name"
     for more in (
         "--judged 0 --similarity none", "--judged 2", "--judge-wrong 1.5", "--frozen hair", "--algo sft --mu 2",
         "--group-size 1 --algo dr_grpo", "--d-lr 0 --d-steps 0", "--no-resume --stage ril", "--similarity oracle",
-        "--sft-epochs 2", "--random-weights", "--algo gail --teacher-use none", "--teachers T,T",
+        "--reward r.py --judge rule", "--random-weights", "--algo gail --teacher-use none", "--teachers T,T",
         "--teacher-use discriminator --similarity none",
         "--teachers T,", "--d-input picture --similarity none", "--judge nobody", "--data no.jsonl",
     ):  # fmt: skip

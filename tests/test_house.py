@@ -20,7 +20,7 @@ from tests.helpers import HOME, OURS
 
 LEVELS = """
     engine.command engine.files engine.answers engine.pictures engine.plain engine.words engine.marks data grpo
-    config engine.families engine.contradictions engine.served engine.rule tiny.world tiny.models
+    config engine.families engine.contradictions engine.served engine.rule engine.tracker tiny.world tiny.models
     model engine.sharding engine.guard engine.folders engine.loading engine.keys_values engine.lora
     discriminator judge rollout engine.alarms engine.run engine.memory engine.players engine.local engine.asking
     teachers eval tiny.lessons engine.report engine.checks

@@ -340,7 +340,7 @@ CASES = {
     "ril": ("tiny-qwen", "--steps 2"),
     "ril, the other family": ("tiny-internvl", "--steps 2 --micro-batch 2"),
     "mu 2, two teachers": ("tiny-qwen", f"--mu 2 --lr 3e-3 --steps 2 {TWO}"),
-    "mu 2, two teachers, each": ("tiny-internvl", f"--mu 2 eps=0.05 --teacher-rows each {TWO}"),
+    "mu 2, two teachers, each": ("tiny-internvl", f"--mu 2 eps=0.05 teacher_rows=each {TWO}"),
     "grpo": ("tiny-internvl", "--algo grpo"),
     "dr_grpo, mu 2": ("tiny-qwen", "--algo dr_grpo --mu 2 --lr 3e-3 --group-size 4"),
     "distill": ("tiny-internvl", "--algo distill"),
@@ -359,7 +359,7 @@ CASES = {
     "oracle": ("tiny-qwen", "--similarity oracle"),
     "D frozen": ("tiny-internvl", "--d-lr 0"),
     # ---- objective, and what is trained
-    "std, k2": ("tiny-qwen", f"advantage=grpo --kl k2 --mu 2 {NO_D}"),
+    "std, k2": ("tiny-qwen", f"advantage=grpo kl=k2 --mu 2 {NO_D}"),
     "length mean, little clipping": ("tiny-internvl", f"length_norm=mean clip=1e-3 --mu 2 {NO_D}"),
     "vision trained": ("tiny-qwen", "--frozen none --similarity constant"),
     "vision trained, the other family": ("tiny-internvl", "--frozen none --judged 0"),

@@ -98,7 +98,7 @@ def test_a_folder_can_be_warmed_up_on_your_own_answers(straight, tmp_path, monke
 
     monkeypatch.setattr(tiny_lessons, "update", noted)
     flags = ["--name", "w", *SMALL[2:], "--student", str(straight / "sft"), "--stage", "sft"]
-    command(tmp_path, *flags, "--sft-data", str(tmp_path / file), "--sft-epochs", "30", "sft_pictures=6")
+    command(tmp_path, *flags, "--sft-data", str(tmp_path / file), "sft_epochs=30", "sft_pictures=6")
     assert len(rates) == 30 * 12 / 6 and rates.index(max(rates)) == 29  # it warms up in half of the steps, not in 50
     with pytest.raises(UserError, match="counted in epochs"):
         config.parse(["--sft-data", str(tmp_path / file), "--sft-steps", "60"])

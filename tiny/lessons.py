@@ -95,7 +95,7 @@ def sft_questions(cfg: Config) -> list:
 
 
 def fit(run: Run, vlm: VLM, steps: int, voice: str = "") -> None:
-    """Supervised fine-tuning: `steps` on the tiny world with everything trained, or --sft-epochs over --sft-data."""
+    """Supervised fine-tuning: `steps` on the tiny world with everything trained, or sft_epochs over --sft-data."""
     cfg, own = run.cfg, sft_questions(run.cfg)
     if own:
         steps = math.ceil(cfg.sft_epochs * len(own) / cfg.sft_pictures)
