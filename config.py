@@ -21,7 +21,8 @@ GROUPS = {  # the flags, as --help shows them
     "questions": "data pool valid_questions test_questions image_tokens max_new_tokens",
     "loop": "steps questions_per_step group_size lr d_lr beta sampling d_steps",
     "speed and memory": "lora recompute offload optimizer_offload micro_batch rollout_rows random_weights",
-    "for studies only": "mu similarity teacher_use d_input frozen judged judge_wrong sft_steps eval_draws evaluated",
+    "for studies only": "mu similarity teacher_use d_input refill frozen judged judge_wrong sft_steps "
+    "eval_draws evaluated",
 }
 REAL_IMAGE_TOKENS = 1280  # most image tokens of a picture, in training and in evaluation, of a real student
 SAMPLES, TEMPERATURE = 8, 0.8  # how the committed teacher responses were drawn
@@ -169,6 +170,7 @@ class Config:
     student_rows: str = setting("gradient", "gradient, or none (likelihood methods)")
     advantage: str = setting("dr_grpo", "dr_grpo, grpo, or one (grpo.py)")
     length_norm: str = setting("constant", "token terms are divided by a constant, or by the response's length: mean")
+    refill: bool = setting(False, "once a step, groups without a signal give way to other questions (DAPO)")
     frozen: str = setting("vision", f"not trained in the loop: some of {','.join(PARTS)}; none")
     judged: float = setting(1.0, "share of the training questions that have an answer key", zero=True)
     judge_wrong: float = setting(0.0, "share of training verdicts that are turned round", zero=True)

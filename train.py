@@ -35,13 +35,14 @@ from tqdm import tqdm
 
 from config import D_ALARM, STAGES, Config, parse
 from data import questions_at, slices
-from discriminator import discriminator_backward, discriminator_scores, similarity_reward
+from discriminator import discriminator_backward, discriminator_scores
 from engine import report
 from engine.asking import teacher_model
 from engine.checks import check_players, check_questions, unlike_the_paper
 from engine.command import UserError, run_command
 from engine.families import FULL
 from engine.files import as_jsonl
+from engine.groups import answers_of, pack_for_policies, refill, rows_of, similarity_of
 from engine.loading import load, save
 from engine.memory import best_offload
 from engine.players import (
@@ -64,11 +65,10 @@ from engine.run import Checkpoints, Run, open_run, peak_memory_mb, pretraining_q
 from engine.sharding import all_gather, barrier, dealt, new_folder, rank_and_world
 from eval import evaluate
 from grpo import Objective, advantages, policy_loss, rewards, teacher_advantages
-from model import VLM, Batch, pack
+from model import VLM
 from rollout import rollout, sampling_of
 from teachers import TeacherCache, teacher_folder, teachers
 from tiny.lessons import sft
-from tiny.world import look
 
 
 # ------------------------------------------------------------------------------------------------ stage: discriminator
@@ -140,13 +140,11 @@ def ril(run: Run) -> None:
     cache = TeacherCache(run, replica.encoder, parts["train"]) if cfg.teacher_use != "none" else None
     questions = cache.questions if cache else parts["train"]
     checkpoints, progress = Checkpoints(run, "ril", players.trained(), cfg.checkpoint_every), {"best": -1.0}
-    start = checkpoints.resume(progress)
-    P, G, T = cfg.questions_per_step, cfg.group_size * (cfg.student_rows != "none"), cache.rows if cache else 0
-    in_mean = G if cfg.teacher_use == "discriminator" else G + T  # of G student and T teacher rows: the group's mean
-    scored = G if cfg.teacher_use in ("discriminator", "baseline") else G + T  # and those that the policy is scored on
+    P, T = cfg.questions_per_step, cache.rows if cache else 0
+    G, in_mean, scored = rows_of(cfg, T)  # rows of a group: the student's, those in its mean, those in the gradient
     lengths = dict(max_length=cfg.max_new_tokens, length_mean=cfg.length_norm == "mean")
     objective = Objective(P * in_mean, **lengths, eps=cfg.eps, beta=cfg.beta, kl=cfg.kl, teacher_use=cfg.teacher_use)
-    if start == 0:
+    if (start := checkpoints.resume(progress)) == 0:
         validate(run, replica, student, parts["valid"], 0, progress)
 
     for step in range(start, cfg.steps):  # line 3
@@ -154,7 +152,7 @@ def ril(run: Run) -> None:
         # 1 questions: P over all ranks. A rank has `own`; one more pads a rank that has fewer than the others
         visits = questions_at(questions, step, P, cfg.seed)
         here, own = dealt(visits)
-        asked, keys, everybody = [q for q, _ in here], [(q.id, n) for q, n in here[:own]], [q.id for q, _ in visits]
+        asked, keys, ids = [q for q, _ in here], [(q.id, n) for q, n in here[:own]], [q.id for q, _ in visits]
         prompts = [replica.encoder.encode_question(q) for q in asked]
 
         # 2 rollout: G responses per question from the replica, which is pi_old (lines 4-5)
@@ -167,24 +165,22 @@ def ril(run: Run) -> None:
         # 3 teachers: cached responses to the same questions, and their verdicts (line 6)
         cached = [cache.draw(q.id, visit, cfg.seed) if cache else ([], []) for q, visit in here[:own]]
 
-        # 4 pack: one question = one row, for the policies (with picture and question) and for D (its template)
-        groups = [mine + theirs for mine, (theirs, _) in zip(fresh, cached, strict=True)]
-        padded = groups + [[]] * (len(asked) - own)
+        # 4 pack: one question = one row, for D (its template) and, in 8, for the policies (with picture and question)
+        groups = [mine + theirs for mine, (theirs, _) in zip(fresh, cached, strict=True)] + [[]] * (len(asked) - own)
         is_teacher = (torch.arange(G + T) >= G).expand(own, -1)  # (own, G + T)
-        cut = slices(len(padded), cfg.micro_batch)
-        packed = pack_for_policies(run, replica, seen, [[r.ids for r in g[:scored]] for g in padded], cut)
+        cut = slices(len(groups), cfg.micro_batch)
 
         # 5 discriminator: mu updates by Eq. 1 (lines 7-9)
         student_logit, d_row = None, {}
         if D:
             with on_gpu(run, D, players.d_optimizer):
-                d_packed = D.batches(asked, seen, padded, cfg.micro_batch)
+                d_packed = D.batches(asked, seen, groups, cfg.micro_batch)
                 for _ in range(cfg.mu):
                     d_loss, logit = discriminator_backward(D.train(), d_packed, ~is_teacher.flatten(), own / P, world)
                     d_loss = total(d_loss)
                     d_row = d_row or report.discriminator_metrics(d_loss, logit, is_teacher)
                     if cfg.discriminator == "updated":
-                        update(players.d_optimizer, cfg.clip, d_loss, run, "ril", step, everybody)
+                        update(players.d_optimizer, cfg.clip, d_loss, run, "ril", step, ids)
                     players.d_optimizer.zero_grad()
                 student_logit = discriminator_scores(D, d_packed).view(own, G + T)
         clock("discriminator")
@@ -197,8 +193,12 @@ def ril(run: Run) -> None:
         # 7 advantages over the whole group (line 10)
         advantage = advantages(reward[:, :in_mean], cfg.advantage)
         advantage = teacher_advantages(advantage, is_teacher[:, :in_mean], cfg.teacher_use)[:, :scored]
+        if cfg.refill:  # dead groups give way to other questions, once
+            lists, tables = (ids, asked, seen, fresh, groups), (student_logit, similarity, answer, reward, advantage)
+            d_row["refilled"] = refill(run, players, judge, cache, questions, step, lists, tables)
 
         # 8 student: mu updates by Eq. 2; pi_old's log-probs come from this forward pass, not from the sampler (11-13)
+        packed = pack_for_policies(run, replica, seen, [[r.ids for r in g[:scored]] for g in groups], cut)
         logp_ref, logp_old = reference_log_probs(run, reference, packed), []
         with on_gpu(run, players.student_optimizer):
             for _ in range(cfg.mu):
@@ -213,7 +213,7 @@ def ril(run: Run) -> None:
                     loss_sum += loss.item()
                     ratios.append(report.surrogate_metrics(logp.detach(), logp_old[i], batch.mask, cfg.eps))
                 loss_sum = total(loss_sum)
-                norm = update(players.student_optimizer, cfg.clip, loss_sum, run, "ril", step, everybody)
+                norm = update(players.student_optimizer, cfg.clip, loss_sum, run, "ril", step, ids)
         clock("student")
 
         # 9 log
@@ -228,33 +228,6 @@ def ril(run: Run) -> None:
         checkpoints.save(step + 1, progress)
     checkpoints.finish()
     save(student, run.path / "checkpoints" / "last", torch.float32)
-
-
-def pack_for_policies(run: Run, replica: VLM, seen: list, rows: list, cut: list[slice]) -> list[Batch]:
-    """rows[q] are the token lists behind question q's prompt -> one packed batch per slice of questions.
-
-    A trained vision tower encodes the pictures in the training forward pass, where its gradient is taken. A question
-    without a picture then gets a blank one, so that every rank runs the tower (FSDP would hang otherwise).
-    """
-    blank = None if "vision" in run.cfg.frozen_parts else replica.encoder.blank_picture()
-    prompts = [replace(p, patches=None) for p in seen] if blank else seen
-    return [pack(prompts[s], rows[s], device=run.device, blank=blank) for s in cut]
-
-
-def answers_of(judge, asked: list, fresh: list, cached: list, rows: int) -> torch.Tensor:
-    """r_ans (questions, rows): fresh responses are judged now, the teachers' verdicts are cached."""
-    found = iter(judge.verdicts(asked[: len(fresh)], [r for g in fresh for r in g]))
-    verdicts = [[next(found) for _ in mine] + theirs for mine, (_, theirs) in zip(fresh, cached, strict=True)]
-    return torch.tensor(verdicts, dtype=torch.float32).view(len(fresh), rows)
-
-
-def similarity_of(kind: str, asked: list, groups: list, is_teacher: torch.Tensor, student_logit) -> torch.Tensor:
-    """r_sim (questions, rows): D's, or one without D: none 0, constant 1 on teacher rows, oracle 1 on right looks."""
-    if student_logit is not None:
-        return similarity_reward(student_logit, kind)
-    if kind == "oracle":
-        return torch.tensor([[float(look(q, r.text) or 0) for r in g] for q, g in zip(asked, groups, strict=False)])
-    return is_teacher.float() * (kind == "constant")
 
 
 def validate(run: Run, replica: VLM, student: VLM, valid: list, step: int, progress: dict) -> None:

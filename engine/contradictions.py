@@ -64,5 +64,6 @@ def contradictions(cfg, given: dict) -> list[tuple[bool, str]]:
         (likelihood and cfg.mu > 1, f"--algo {cfg.algo} is likelihood and has no ratio to clip: --mu 1"),
         (likelihood and has_d, f"--algo {cfg.algo} has no student rows: nothing for D to tell apart"),
         (likelihood and cfg.teacher_use == "baseline", "--teacher-use baseline leaves nothing to be trained"),
+        (likelihood and cfg.refill, f"--algo {cfg.algo} has no groups without a signal: nothing to --refill"),
         (cfg.group_size < 2 and not in_group, "--group-size 1 without teacher rows: a group of one has no advantage"),
     ]

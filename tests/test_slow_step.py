@@ -31,6 +31,7 @@ from transformers import AutoConfig, AutoTokenizer, InternVLForConditionalGenera
 import config
 import data
 import engine.families as families
+import engine.groups as step_groups
 import engine.loading as loading
 import engine.players as players
 import engine.sharding as sharding
@@ -113,30 +114,46 @@ class Slow:
         seen = r.q.pictures() if self.c.d_input == "picture" else []
         return self.D.head(self.D.base(**self.inputs(system, user, [], seen)).last_hidden_state[0, -1])[0]
 
-    def step(self, questions: list, sampled: list, drawn: list) -> dict:
-        """One step: sampled[q] are lists of tokens, drawn[q] teacher texts. -> what the log has to say of it."""
-        c, groups = self.c, []
-        for q, mine, theirs in zip(questions, sampled, drawn, strict=True):
-            said = [(x, self.tokenizer.decode(x, skip_special_tokens=True).strip(), False) for x in mine]
-            said += [(self.tokenizer(t, add_special_tokens=False).input_ids + [self.end], t, True) for t in theirs]
-            groups.append([SimpleNamespace(q=q, ids=ids, text=text, teacher=who) for ids, text, who in said])
-        rows, log = [r for group in groups for r in group], {}
-        if c.discriminator != "none":  # lines 7-9: Eq. 1, student -> 1, teacher -> 0
-            log = [self.discriminator_step(rows) for _ in range(c.mu)][0]
-        for r in rows:  # line 10: rewards and advantages
+    def group(self, q, mine: list, theirs: list) -> list:
+        said = [(x, self.tokenizer.decode(x, skip_special_tokens=True).strip(), False) for x in mine]
+        said += [(self.tokenizer(t, add_special_tokens=False).input_ids + [self.end], t, True) for t in theirs]
+        return [SimpleNamespace(q=q, ids=ids, text=text, teacher=who) for ids, text, who in said]
+
+    def judged(self, group: list, groups: int) -> list:
+        """Line 10 of Algorithm 2: rewards and advantages."""
+        c = self.c
+        for r in group:
             r.similarity, r.answer = self.similarity(r), self.answer(r)
             r.reward = r.similarity + r.answer
-        for group in groups:
-            rewards = [r.reward for r in group if not (r.teacher and c.teacher_use == "discriminator")]
-            centre = mean(rewards)
-            std = math.sqrt(sum((x - centre) ** 2 for x in rewards) / max(1, len(rewards) - 1))
-            for r in group:
-                r.responses = len(rewards) * len(groups)
-                r.advantage = (r.reward - centre) / (std + 1e-4 if c.advantage == "grpo" else 1)
-                r.advantage = 1.0 if c.advantage == "one" else r.advantage
-                if r.teacher and c.teacher_use == "positive":
-                    r.advantage = max(0.0, r.advantage)
-        self.scored = [r for r in rows if not (r.teacher and c.teacher_use in ("baseline", "discriminator"))]
+        rewards = [r.reward for r in group if not (r.teacher and c.teacher_use == "discriminator")]
+        centre = mean(rewards)
+        std = math.sqrt(sum((x - centre) ** 2 for x in rewards) / max(1, len(rewards) - 1))
+        for r in group:
+            r.responses = len(rewards) * groups
+            r.advantage = (r.reward - centre) / (std + 1e-4 if c.advantage == "grpo" else 1)
+            r.advantage = 1.0 if c.advantage == "one" else r.advantage
+            if r.teacher and c.teacher_use == "positive":
+                r.advantage = max(0.0, r.advantage)
+        return group
+
+    def is_scored(self, r) -> bool:
+        return not (r.teacher and self.c.teacher_use in ("baseline", "discriminator"))
+
+    def step(self, questions: list, sampled: list, drawn: list, more) -> dict:
+        """One step: sampled[q] are lists of tokens, drawn[q] teacher texts; `more` yields (question, tokens, texts) for
+        --refill. -> what the log has to say of it.
+        """
+        c, log = self.c, {}
+        groups = [self.group(*x) for x in zip(questions, sampled, drawn, strict=True)]
+        if c.discriminator != "none":  # lines 7-9: Eq. 1, student -> 1, teacher -> 0
+            log = [self.discriminator_step([r for g in groups for r in g]) for _ in range(c.mu)][0]
+        groups = [self.judged(group, len(groups)) for group in groups]
+        if c.refill:
+            dead = [all(r.advantage == 0 for r in group if self.is_scored(r)) for group in groups]
+            for i in (i for i, is_dead in enumerate(dead) if is_dead):
+                groups[i] = self.judged(self.group(*next(more)), len(groups))
+            log["refilled"] = sum(dead)
+        self.scored = [r for group in groups for r in group if self.is_scored(r)]
         with torch.no_grad():
             for r in self.scored:
                 r.old, r.ref = self.log_probs(self.student, r), self.log_probs(self.reference, r)
@@ -301,7 +318,7 @@ def real(start: Path, folder: Path, flags: list[str], monkeypatch) -> SimpleName
     names = config.parse([x for x in flags if not re.fullmatch(r"[a-z_]+=.*", x)]).teachers.split(",")
     lines = (start / "teachers.jsonl").read_text().splitlines(keepends=True)
     (path / "teachers.jsonl").write_text("".join(x for x in lines if json.loads(x)["teacher"] in names))
-    out = SimpleNamespace(run=path, trace=[], sampled=[], drawn=[], parts={})
+    out = SimpleNamespace(run=path, trace=[], sampled=[], drawn=[], parts={}, more=[], more_drawn=[])
     checkpoints, rollout, draw, update = train.Checkpoints, train.rollout, train.TeacherCache.draw, train.update
 
     def keep_parts(run, stage, parts, every):
@@ -309,12 +326,18 @@ def real(start: Path, folder: Path, flags: list[str], monkeypatch) -> SimpleName
         return checkpoints(run, stage, parts, every)
 
     def keep_samples(*args, **more):
-        out.sampled.append(rollout(*args, **more))
-        return out.sampled[-1]
+        found = rollout(*args, **more)
+        out.sampled.append(list(found))  # the loop replaces groups in its list
+        return found
+
+    def keep_more(*args, **more):
+        out.more.append(rollout(*args, **more))
+        return out.more[-1]
 
     def keep_draw(*args):
-        out.drawn.append(draw(*args))
-        return out.drawn[-1]
+        found = draw(*args)
+        (out.more_drawn if args[-1] == "refill" else out.drawn).append(found)
+        return found
 
     def keep_update(optimizer, *args):
         who = next(who for who, (_, mine) in out.parts.items() if mine is optimizer)
@@ -327,6 +350,7 @@ def real(start: Path, folder: Path, flags: list[str], monkeypatch) -> SimpleName
 
     monkeypatch.setattr(train, "Checkpoints", keep_parts)
     monkeypatch.setattr(train, "rollout", keep_samples)
+    monkeypatch.setattr(step_groups, "rollout", keep_more)
     monkeypatch.setattr(train.TeacherCache, "draw", keep_draw)
     monkeypatch.setattr(train, "update", keep_update)
     command(folder, "--name", "b", *flags, "--stage", "ril")
@@ -366,7 +390,21 @@ CASES = {
     "attention frozen": ("tiny-qwen", f"--frozen vision,attention {NO_D}"),
     "mlp and embeddings frozen": ("tiny-internvl", f"--frozen vision,mlp,embeddings {NO_D}"),
     "micro-batches": ("tiny-qwen", "--questions-per-step 3 --micro-batch 2"),
+    # ---- dead groups
+    "refill": ("tiny-qwen", "--refill --steps 3 --questions-per-step 3 --micro-batch 2"),
+    "refill without D": ("tiny-internvl", "--refill --algo dr_grpo --steps 3 --mu 2 --group-size 4"),
+    "refill, teachers only for D": ("tiny-internvl", "--refill --teacher-use discriminator --steps 2"),
 }
+
+
+def more_groups(ours, questions: list, step: int, P: int, seed: int):
+    """(question, tokens, teacher texts) of the questions that --refill may draw in a step, as the real run had them."""
+    now = {q.id for q, _ in data.questions_at(questions, step, P, seed)}
+    stream = [q for q, _ in data.questions_at(questions, step, P, data.seed_of(seed, "refill"))]
+    stream = [q for q in stream if q.id not in now] + [q for q in stream if q.id in now]
+    groups = iter(ours.more.pop(0) if ours.more else ())
+    for q, group in zip(stream, groups, strict=False):
+        yield q, [r.ids for r in group], [r.text for r in ours.more_drawn.pop(0)[0]] if ours.more_drawn else []
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -375,16 +413,18 @@ def test_the_loop_equals_the_slow_step(starts, tmp_path, monkeypatch, double, ca
     flags = [*BASE, "--student", str(starts[family] / "student"), "--teachers", "tiny-qwen-teacher", *flags.split()]
     monkeypatch.setattr(train, "validate", lambda *_: None)
     ours = real(starts[family], tmp_path, flags, monkeypatch)
-    slow, signs, verdicts = Slow(ours.run), Counter(), Counter()
+    slow, signs, verdicts, dead_then = Slow(ours.run), Counter(), Counter(), []
     questions, P = tiny_world.world_questions("train", slow.c.pool), slow.c.questions_per_step
     for step in range(slow.c.steps):
         asked = [q for q, _ in data.questions_at(questions, step, P, slow.c.seed)]
         sampled = [[r.ids for r in group] for group in ours.sampled[step]]
         drawn = [[r.text for r in found] for found, _ in ours.drawn[step * P : (step + 1) * P]] or [[]] * P
-        want = slow.step(asked, sampled, drawn)
+        want = slow.step(asked, sampled, drawn, more_groups(ours, questions, step, P, slow.c.seed))
         assert {name: ours.log[step][name] for name in want} == pytest.approx(want, rel=1e-6, abs=1e-7), step
-        sampler = [x for group in ours.sampled[step] for r in group for x in r.logps]  # pi_old is the student of now
-        assert sampler == pytest.approx([x for r in slow.scored if not r.teacher for x in r.old.tolist()], rel=1e-8)
+        if not slow.c.refill:
+            sampler = [x for group in ours.sampled[step] for r in group for x in r.logps]  # pi_old: the student of now
+            assert sampler == pytest.approx([x for r in slow.scored if not r.teacher for x in r.old.tolist()], rel=1e-8)
+        dead_then.append((want.get("refilled", 0), want["dead_groups"] * P))
         signs.update((r.teacher, (r.advantage > 0) - (r.advantage < 0)) for r in slow.scored)
         verdicts.update((r.teacher, r.similarity) for r in slow.scored)
     assert [who for who, *_ in ours.trace] == [who for who, *_ in slow.trace]
@@ -400,6 +440,8 @@ def test_the_loop_equals_the_slow_step(starts, tmp_path, monkeypatch, double, ca
     assert uses != "positive" or signs[True, 0] and signs[True, 1]
     assert case != "ril" or verdicts[False, 0.0] and verdicts[False, 1.0]
     assert slow.c.mu == 1 or 0 < want["clipped"] < 1
+    assert not slow.c.refill or any(0 < drawn < P for drawn, _ in dead_then) and any(a > b for a, b in dead_then)
+    assert not ours.more and not ours.more_drawn  # all of them have been used
 
 
 def test_the_student_that_validates_best_is_kept_and_so_is_the_last(starts, tmp_path, monkeypatch):
