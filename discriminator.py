@@ -39,7 +39,8 @@ class Discriminator(nn.Module):
         self.base = student.base if adapter else copy.deepcopy(student.base).requires_grad_(True)
         if adapter is None:
             self.base.get_submodule(self.family.vision).requires_grad_(False)  # as the student's: same patches
-            self.base.get_submodule(self.family.projector).requires_grad_(reads == "picture")
+            for projector in self.family.projectors(self.base):
+                projector.requires_grad_(reads == "picture")
         width, like = student.encoder.config.get_text_config().hidden_size, next(self.base.parameters())
         dtype = adapter.flat.dtype if adapter else like.dtype
         self.head = nn.Linear(width, 1, bias=False, device=like.device, dtype=dtype)

@@ -238,17 +238,16 @@ def trunk(base: nn.Module, family: Family, batch: Batch, cache=None) -> torch.Te
     """
     embedded = base.get_input_embeddings()(batch.ids)  # (B, T, H)
     patches = batch.patches if batch.pixels is None else family.encode_pixels(base, batch.pixels)
-    if patches is None:
-        patches = embedded.new_zeros(1, family.patch_width(base))
-    pictures = family.project(base, patches).to(embedded.dtype)  # (image tokens, H)
-    is_image = (batch.ids == base.config.image_token_id) & (batch.segment == 0)
-    embedded = embedded.masked_scatter(is_image[..., None], pictures)
-    mask = Branches(batch) if len(batch.last) else None
-    return family.language_states(base, embedded, mask, batch.positions, cache).flatten(0, 1)
+    pictures = [x.to(embedded.dtype) for x in family.project(base, patches)]  # (image tokens, H) each
+    is_image = ((batch.ids == base.config.image_token_id) & (batch.segment == 0))[..., None]
+    deeper = [torch.zeros_like(embedded).masked_scatter(is_image, x) for x in pictures[1:]]  # (B, T, H) each
+    embedded = embedded.masked_scatter(is_image, pictures[0])
+    tree = Branches(batch) if len(batch.last) else None
+    return family.language_states(base, embedded, batch.positions, cache, tree=tree, deeper=deeper).flatten(0, 1)
 
 
 class Branches:
-    """The tree mask for `tree_attention`. Stock code passes it through its layers as the attention mask."""
+    """The tree for `tree_attention`. Stock code passes it through its layers as a keyword, and `mask` as the mask."""
 
     def __init__(self, batch: Batch):
         self.prompt, own = batch.prompt, batch.place >= 0
@@ -261,12 +260,12 @@ class Branches:
         self.mask = torch.cat([before[:, None].expand(-1, causal.shape[1], -1), causal], 2)[:, None]  # (R, 1, L, P + L)
 
 
-def tree_attention(module, q, k, v, attention_mask, scaling=None, **more):
+def tree_attention(module, q, k, v, attention_mask, scaling=None, tree=None, **more):
     """Stock sdpa; under a tree mask the same numbers, without computing the masked part. q, k, v (B, heads, T, dim).
 
     Prompts see themselves, then each response sees its prompt and itself.
     """
-    if not isinstance(tree := attention_mask, Branches):
+    if tree is None:
         return sdpa_attention_forward(module, q, k, v, attention_mask, scaling=scaling, **more)
     k, v = (repeat_kv(x, module.num_key_value_groups) for x in (k, v))
     B, H, T, dim = q.shape
@@ -275,7 +274,7 @@ def tree_attention(module, q, k, v, attention_mask, scaling=None, **more):
     out = F.pad(out, (0, 0, 0, 0, 0, T - tree.prompt)).flatten(0, 1)
     own = [x.transpose(1, 2).flatten(0, 1)[tree.place].transpose(1, 2) for x in (q, k, v)]  # (R, heads, L, dim)
     seen = [torch.cat([x[tree.row], y], 2) for x, y in zip(of_prompts[1:], own[1:], strict=True)]
-    found = F.scaled_dot_product_attention(own[0], *seen, attn_mask=tree.mask, scale=scaling).transpose(1, 2)
+    found = F.scaled_dot_product_attention(own[0], *seen, attn_mask=attention_mask, scale=scaling).transpose(1, 2)
     return out.index_copy(0, tree.there, found.flatten(0, 1)[tree.live]).view(B, T, H, dim), None
 
 
@@ -387,7 +386,7 @@ class VLM(nn.Module):
         """One more token (n,) for n rows: positions (3, n, 1), mask (n, window) over the cache -> logits (n, V)."""
         embedded = self.base.get_input_embeddings()(tokens[:, None])  # (n, 1, H)
         with in_role(self):
-            hidden = self.family.language_states(self.base, embedded, mask[:, None, None], positions, cache)
+            hidden = self.family.language_states(self.base, embedded, positions, cache, mask[:, None, None])
         return self.logits(hidden[:, 0])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -412,7 +411,8 @@ class VLM(nn.Module):
         }
         for module in (m for part in parts for m in modules[part]):
             module.requires_grad_(False)
-        self.base.get_submodule(self.family.projector).requires_grad_(self.adapter is None)
+        for projector in self.family.projectors(self.base):
+            projector.requires_grad_(self.adapter is None)
         return self
 
     def tensors(self) -> dict[str, torch.Tensor]:

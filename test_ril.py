@@ -268,7 +268,7 @@ def test_frozen_vision_tower_gets_no_gradient_and_its_projector_does(vlm):
     vlm.hf.zero_grad(set_to_none=True)
     vlm(model.pack(prompts, rows)).sum().backward()  # raw pixels: the tower runs with gradients allowed
     tower = dict(vlm.base.get_submodule(vlm.family.vision).named_parameters())
-    projector = {id(p) for p in vlm.base.get_submodule(vlm.family.projector).parameters()}
+    projector = {id(p) for projector in vlm.family.projectors(vlm.base) for p in projector.parameters()}
     assert all((p.grad is not None) == (id(p) in projector) for p in tower.values())
     vlm.freeze()
 

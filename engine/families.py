@@ -5,8 +5,9 @@ picture has and how they are written, the rotary positions. A published name is 
 or JUDGES; its sizes stand in configs/NAME.json.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,11 +17,13 @@ from transformers import (
     InternVLForConditionalGeneration,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLModel,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLModel,
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tiny.models import tiny_internvl, tiny_qwen
+from tiny.models import tiny_internvl, tiny_qwen, tiny_qwen3
 
 
 # ------------------------------------------------------------------------------------------------ what a family is
@@ -33,7 +36,7 @@ class Family:
     vision: str  # where the vision tower lies below base
     vision_blocks: str  # where its layers lie below base
     projector: str  # where the part that maps patches to the language model's width lies below base
-    patch_width: Callable  # base -> numbers per image token before the projector
+    patch_width: Callable  # base -> numbers per image token before a projector
     tensors: tuple[str, ...]  # what of the image processor's output the vision tower takes
     picture_tokens: Callable  # (config, one picture's tensors) -> image tokens
     picture_sign: str  # what the chat template writes for a picture
@@ -43,46 +46,67 @@ class Family:
     limit: Callable  # (image processor, config, most image tokens of a picture) -> None: sets it
     tiny: Callable  # (width, layers) -> (config, tokenizer, image processor) of a tiny model of the real classes
     published_pictures: dict  # what the image processor of the published models says beside its defaults
+    deepstack: str = ""  # where further projectors lie, whose pictures are added behind the first decoder layers
+
+    @property
+    def projector_paths(self) -> tuple[str, ...]:
+        """Where the projectors lie below base."""
+        return tuple(filter(None, (self.projector, self.deepstack)))
+
+    def in_projector(self, path: str) -> bool:
+        """Does a module's path lie in a projector?"""
+        return any(f".{x}." in path for x in self.projector_paths)
+
+    def projectors(self, base: nn.Module) -> list[nn.Module]:
+        """The projector, and behind it those of deepstack: one for each of the first decoder layers."""
+        return [base.get_submodule(self.projector), *(base.get_submodule(self.deepstack) if self.deepstack else ())]
 
     def encode_pixels(self, base: nn.Module, pixels: dict) -> torch.Tensor:
-        """The stock vision tower without its projector: pixels -> patches (image tokens, patch width)."""
-        parent, _, name = self.projector.rpartition(".")
-        parent = base.get_submodule(parent)
-        projector = getattr(parent, name)
-        setattr(parent, name, Regroup(self.patch_width(base)))
+        """The stock vision tower without its projectors: pixels -> patches (image tokens, patch_width each)."""
+        projectors, width = self.projectors(base), self.patch_width(base)
+        for projector in projectors:
+            projector.forward = lambda patches: patches.reshape(-1, width)
         try:
-            out = base.get_image_features(**pixels).pooler_output
+            out = base.get_image_features(**pixels)
         finally:
-            setattr(parent, name, projector)
-        return torch.cat([x.flatten(0, -2) for x in out]) if isinstance(out, list | tuple) else out.flatten(0, -2)
+            for projector in projectors:
+                del projector.forward  # the one of its class again
+        parts = [out.pooler_output, *(out.deepstack_features if self.deepstack else ())]
+        parts = [torch.cat(x) if isinstance(x, list | tuple) else x for x in parts]  # some are cut into pictures
+        return torch.cat([x.reshape(-1, width) for x in parts], -1)
 
-    def project(self, base: nn.Module, patches: torch.Tensor) -> torch.Tensor:
-        """Patches -> what the language model reads; the projector's first layer is a norm over one part of a patch."""
-        projector = base.get_submodule(self.projector)
-        return projector(patches.reshape(-1, next(projector.parameters()).shape[0]))
+    def project(self, base: nn.Module, patches: torch.Tensor | None) -> list[torch.Tensor]:
+        """Patches -> what each projector makes of its part, (image tokens, H); None: of one patch of zeros.
 
-    def language_states(self, base: nn.Module, embedded: torch.Tensor, mask, positions: torch.Tensor, cache=None):
-        """The stock language model on embedded tokens (B, T, H): -> its last hidden states; positions are (3, B, T)."""
+        A projector's first layer is a norm over its part of a patch, or over equal pieces of it.
+        """
+        projectors = self.projectors(base)
+        if patches is None:
+            some = next(projectors[0].parameters())
+            patches = some.new_zeros(1, len(projectors) * self.patch_width(base))
+        parts = zip(projectors, patches.chunk(len(projectors), -1), strict=True)
+        return [projector(x.reshape(-1, next(projector.parameters()).shape[0])) for projector, x in parts]
+
+    def language_states(
+        self, base: nn.Module, embedded, positions, cache=None, mask=None, tree=None, deeper: Sequence = ()
+    ) -> torch.Tensor:
+        """The stock language model on embedded tokens (B, T, H): -> its last hidden states; positions are (3, B, T).
+
+        mask (or tree.mask) has four axes: stock code takes it as it is. `tree` reaches our attention as a keyword.
+        deeper: what is added to the hidden states (B, T, H) behind each of the first layers.
+        """
         axes = (getattr(base.config.get_text_config(), "rope_parameters", None) or {}).get("mrope_section")
+        rows = torch.arange(len(embedded), device=embedded.device)  # stock code indexes with them: all rows, whole
         out = base.language_model(
             inputs_embeds=embedded,
-            attention_mask={"full_attention": mask},
+            attention_mask=tree.mask if tree else mask,
             position_ids=positions if axes else positions[0],  # three rotary axes, or one
             past_key_values=cache,
             use_cache=cache is not None,
+            tree=tree,
+            **(dict(visual_pos_masks=rows, deepstack_visual_embeds=deeper) if deeper else {}),
         )
         return out.last_hidden_state
-
-
-class Regroup(nn.Module):
-    """Takes the projector's place while pictures are encoded, so that patches come out before the projection."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.width = width
-
-    def forward(self, patches):
-        return patches.reshape(-1, self.width)
 
 
 def plain_positions(config, ids: torch.Tensor, pixels: dict | None) -> torch.Tensor:
@@ -155,6 +179,19 @@ FAMILIES = {
         published_pictures=dict(size={"height": 448, "width": 448}, crop_to_patches=True),
     ),
 }
+FAMILIES["qwen3_vl"] = replace(  # as Qwen2.5-VL; beside it: deepstack, no windows, 32 x 32 pixels an image token
+    FAMILIES["qwen2_5_vl"],
+    model=Qwen3VLForConditionalGeneration,
+    positions=partial(qwen_positions, stock=Qwen3VLModel),
+    deepstack="visual.deepstack_merger_list",
+    tiny=tiny_qwen3,
+    published_pictures=dict(
+        patch_size=16,
+        size={"shortest_edge": 256**2, "longest_edge": 4096**2},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ),
+)
 
 
 # ------------------------------------------------------------------------------------------------ published names
@@ -164,6 +201,9 @@ PARTS = ("vision", "embeddings", "attention", "mlp", "head")  # of a student, as
 FULL = {  # students and teachers: name -> its place on the hub
     "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
     "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct",
+    "qwen3-vl-4b": "Qwen/Qwen3-VL-4B-Instruct",
+    "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
     "internvl3-1b": "OpenGVLab/InternVL3-1B-hf",
     "internvl3-2b": "OpenGVLab/InternVL3-2B-hf",
     "internvl3-8b": "OpenGVLab/InternVL3-8B-hf",

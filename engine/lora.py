@@ -37,15 +37,15 @@ class Adapted(nn.Linear):
         return torch.addmm(y.flatten(0, -2), down, B.t(), alpha=adapter.scale).view_as(y)
 
 
-def adapted_layers(hf: nn.Module, projector: str) -> dict[str, nn.Linear]:
-    """The layers of a stock model that adapters change, by path; `projector`: where it lies below hf.model."""
-    inside = ("model.language_model.layers.", f"model.{projector}.")
+def adapted_layers(hf: nn.Module, projectors: tuple[str, ...]) -> dict[str, nn.Linear]:
+    """The layers of a stock model that adapters change, by path; `projectors`: where they lie below hf.model."""
+    inside = ("model.language_model.layers.", *(f"model.{projector}." for projector in projectors))
     return {path: x for path, x in hf.named_modules() if isinstance(x, nn.Linear) and path.startswith(inside)}
 
 
-def make_adaptable(hf: nn.Module, projector: str, name: str) -> None:
+def make_adaptable(hf: nn.Module, projectors: tuple[str, ...], name: str) -> None:
     """Freeze a stock model; its layers read a switch, whose `now` is the adapter in force or None, and its A and B."""
-    layers = adapted_layers(hf.requires_grad_(False), projector)
+    layers = adapted_layers(hf.requires_grad_(False), projectors)
     hf.model.switch = switch = SimpleNamespace(layers=layers, name=name, now=(None, {}))
     for path, layer in layers.items():
         layer.__class__, layer.path, layer.switch = Adapted, path, switch

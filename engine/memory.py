@@ -35,9 +35,9 @@ def trained(name: str, frozen: tuple, reads: str, rank: int = 0) -> tuple[int, i
     """Number of trained parameters of the student, and of a D that reads `reads`; `rank`: of their adapters."""
     student = without_memory(name).freeze(*frozen)
     if rank:
-        layers = adapted_layers(student.hf, student.family.projector)
+        layers = adapted_layers(student.hf, student.family.projector_paths)
         pairs = {path: rank * (x.in_features + x.out_features) for path, x in layers.items()}
-        without = sum(n for path, n in pairs.items() if reads == "picture" or student.family.projector not in path)
+        without = sum(n for path, n in pairs.items() if reads == "picture" or not student.family.in_projector(path))
         return sum(pairs.values()), without + student.hf.config.get_text_config().hidden_size
     players = (student, Discriminator(student, reads))
     student, D = (sum(p.numel() for p in x.parameters() if p.requires_grad) for x in players)
@@ -74,7 +74,9 @@ def judge_parameters(name: str) -> int:
 
 
 def count_of(vlm) -> dict[str, float]:
-    """Parameters of a model of the real classes by part; kv: bytes that a token leaves in a bf16 cache."""
+    """Parameters of a model of the real classes by part, and bytes in bf16: kv, what a token leaves in a cache; patch,
+    the cached patches of an image token; deeper: how many decoder layers get pictures beside the first one's input.
+    """
     text, base = vlm.hf.config.get_text_config(), vlm.base
 
     def count(module):
@@ -86,6 +88,8 @@ def count_of(vlm) -> dict[str, float]:
     dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     out |= dict(root=out["all"] - out["layers"] - out["vision"])
     out |= dict(kv=4 * text.num_hidden_layers * text.num_key_value_heads * dim)  # two of two bytes each
+    projectors = len(vlm.family.projectors(base))
+    out |= dict(patch=2 * projectors * vlm.family.patch_width(base), deeper=projectors - 1)
     out |= dict(hidden=text.hidden_size, wide=text.intermediate_size, words=text.vocab_size)
     eyes = vlm.hf.config.vision_config
     return out | dict(vision_hidden=eyes.hidden_size, vision_wide=eyes.intermediate_size)
@@ -104,6 +108,7 @@ class Work:
     prefill: float  # of one layer over the prompts that decode together, or of one of the vision tower
     active: float  # of one training forward and backward pass
     judge: float  # what judging needs besides a local judge's weights
+    patches: float  # of the step's pictures, each seen once
 
     @classmethod
     def of(cls, cfg, gpus: int) -> "Work":
@@ -111,8 +116,9 @@ class Work:
         m, judge = sizes(cfg.student), judge_parameters(cfg.judge)
         prompt = (cfg.image_tokens or 256) + PROMPT_TEXT
         row = prompt + 2 * cfg.group_size * cfg.max_new_tokens
-        rows = min(cfg.rollout_rows, cfg.group_size * -(-cfg.questions_per_step // gpus))
-        active = 2 * row * m["hidden"] * m["depth"]  # the checkpointed input of every layer
+        mine = -(-cfg.questions_per_step // gpus)
+        rows = min(cfg.rollout_rows, cfg.group_size * mine)
+        active = 2 * row * m["hidden"] * (m["depth"] + m["deeper"])  # the checkpointed input of every layer
         active += row * (8 * m["wide"] + 40 * m["hidden"])  # one layer again, and its keys and values once a response
         active += 12 * 2 * cfg.group_size * (prompt + cfg.max_new_tokens) * m["hidden"]
         active += 12 * 1024 * m["words"]  # a chunk of logits: bf16, fp32, softmax, gradient
@@ -121,7 +127,8 @@ class Work:
             4 * (prompt - PROMPT_TEXT) * (6 * m["vision_wide"] + 12 * m["vision_hidden"]),
         )
         keys_values, judging = rows * (prompt + cfg.max_new_tokens) * m["kv"], (4e9 + 0.06 * judge) * (judge > 0)
-        return cls(keys_values, rows // cfg.group_size * prefill, active, judging)
+        patches = mine * (prompt - PROMPT_TEXT) * m["patch"]
+        return cls(keys_values, rows // cfg.group_size * prefill, active, judging, patches)
 
 
 def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
@@ -131,9 +138,10 @@ def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
     what is offloaded, a checkpoint that is being written, and the best student while rank 0 writes it.
     """
     bytes_of = phases_of_adapters if cfg.lora else phases_of_shards
-    out, host = bytes_of(cfg, gpus, offload, Work.of(cfg, gpus))
+    work = Work.of(cfg, gpus)
+    out, host = bytes_of(cfg, gpus, offload, work)
     host += checkpoint_bytes(cfg) + 4 * sizes(cfg.student)["all"]
-    return {name: (CONTEXT + x) / 1e9 for name, x in out.items()} | {"host": host / 1e9}
+    return {name: (CONTEXT + work.patches + x) / 1e9 for name, x in out.items()} | {"host": host / 1e9}
 
 
 def phases_of_adapters(cfg, gpus: int, offload: str, work: Work) -> tuple[dict, float]:

@@ -151,7 +151,7 @@ def shared_base(run: Run) -> VLM:
     if run.base is None:
         name = cfg.student if cfg.warm_adapter else run.path / "sft"
         run.base = load_replica(run, name)
-        make_adaptable(run.base.hf, run.base.family.projector, FULL.get(str(name), str(Path(name).resolve())))
+        make_adaptable(run.base.hf, run.base.family.projector_paths, FULL.get(str(name), str(Path(name).resolve())))
         if cfg.recompute:
             recompute_activations(run.base.base, context_fn=partial(recompute_in_role, run.base.base.switch))
     return run.base
@@ -160,7 +160,7 @@ def shared_base(run: Run) -> VLM:
 def new_adapter(run: Run, projector: bool = True) -> Adapter:
     """An adapter of the shared base that starts where the warm start's ended; without `projector`, not of that part."""
     base, warm = shared_base(run), run.path / "sft" / "adapter"
-    layers = {k: x for k, x in base.base.switch.layers.items() if projector or base.family.projector not in k}
+    layers = {k: x for k, x in base.base.switch.layers.items() if projector or not base.family.in_projector(k)}
     adapter = Adapter(layers, run.cfg.lora, "cpu" if run.cfg.optimizer_offload else run.device)
     if run.cfg.warm_adapter and warm.exists():
         load_adapter(adapter, warm)

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 import engine.loading as loading
 import tiny.models as tiny_models
-from tests.helpers import SMALL, STUDENTS, command, made_once, speaking
+from tests.helpers import FAMILIES, SMALL, STUDENTS, command, made_once, speaking
 from tests.published import make_all
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="nanoril-tests-")  # hashes of pictures stay out of the user's
@@ -17,18 +17,18 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="nanoril-tests-")  # hash
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
-    """The folder with qwen-untied, qwen-tied, internvl and judge in it; tests take `copied` from tests/published.py."""
+    """The folder with those of tests/published.NAMES in it; tests take `copied` from tests/published.py."""
     return made_once(tmp_path_factory, "published", make_all)
 
 
-@pytest.fixture(scope="module", params=STUDENTS)
+@pytest.fixture(scope="module", params=FAMILIES)
 def vlm(request):
     return loading.load(request.param, 1)
 
 
-@pytest.fixture(scope="module", params=STUDENTS)
+@pytest.fixture(scope="module", params=FAMILIES)
 def speaker(request):
-    return speaking(request.param)
+    return speaking(request.param, 8 if request.param == "tiny-qwen3" else 1)  # with 1 none of its texts ends
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,8 @@ HOME = Path(__file__).resolve().parent.parent
 OURS = sorted(
     x for folder in (".", "engine", "tiny", "tools") for x in (HOME / folder).glob("*.py") if x != HOME / "test_ril.py"
 )
-STUDENTS = ["tiny-qwen", "tiny-internvl"]
+STUDENTS = ["tiny-qwen", "tiny-internvl"]  # those with a teacher and a shipped warm start
+FAMILIES = [*STUDENTS, "tiny-qwen3"]  # one of each
 SMALL = "--pool 48 --valid-questions 24 --test-questions 24 --questions-per-step 4 --group-size 4".split()
 SMALL += "--steps 6 --d-steps 8 --eval-every 3 --eval-draws 2 --checkpoint-every 2 --micro-batch 3 ".split()
 

@@ -6,6 +6,7 @@ widths and depths. The weights are random. What is not certain about the origina
 
     qwen-untied   as Qwen2.5-VL-7B-Instruct: two shards and their index, a head of its own
     qwen-tied     as Qwen2.5-VL-3B-Instruct: one file without a head
+    qwen3         as Qwen3-VL-2B-Instruct: one file without a head; most settings stand in sub-configs
     internvl      as InternVL3-*-hf: a head of its own, although the stock configuration ties by default
     judge         as Qwen2.5-*-Instruct: a language model without pictures
 
@@ -30,13 +31,15 @@ from transformers import (
     AutoTokenizer,
     InternVLForConditionalGeneration,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-NAMES = ("qwen-untied", "qwen-tied", "internvl", "judge")
+NAMES = ("qwen-untied", "qwen-tied", "qwen3", "internvl", "judge")
 STOCK = {  # model type -> stock class that loads the folder, stock image processor that needs no torchvision
     "qwen2_5_vl": (Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil),
+    "qwen3_vl": (Qwen3VLForConditionalGeneration, Qwen2VLImageProcessorPil),
     "internvl": (InternVLForConditionalGeneration, GotOcr2ImageProcessorPil),
     "qwen2": (AutoModelForCausalLM, None),
 }
@@ -57,11 +60,11 @@ QWEN_TEMPLATE = TEXT_TEMPLATE.replace(
     " + message['content'] + '<|im_end|>\\n' }}",
     " }}" + PARTS.replace("PICTURE", "<|vision_start|><|image_pad|><|vision_end|>") + "{{- '<|im_end|>\\n' }}",
 )
-INTERNVL_TEMPLATE = (  # no default system prompt, a line break behind every picture
-    QWEN_TEMPLATE[QWEN_TEMPLATE.index("{%- for message") :].replace(
-        "<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\\n"
-    )
+QWEN3_TEMPLATE = QWEN_TEMPLATE[QWEN_TEMPLATE.index("{%- for message") :]  # no default system prompt
+INTERNVL_TEMPLATE = (  # nor here; a line break behind every picture
+    QWEN3_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\\n")
 )
+TEMPLATES = dict(qwen2_5_vl=QWEN_TEMPLATE, qwen3_vl=QWEN3_TEMPLATE, internvl=INTERNVL_TEMPLATE)
 
 # ------------------------------------------------------------------------------------------------ the vocabulary
 CONTROL = "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end".split()
@@ -69,6 +72,7 @@ CONTROL += "vision_start vision_end vision_pad image_pad video_pad".split()
 CONTROL = [f"<|{name}|>" for name in CONTROL]  # ids 151643 to 151656, special
 TOOLS = ["<tool_call>", "</tool_call>"]  # and what follows: 151657 to 151664, not special
 TOOLS += [f"<|{name}|>" for name in "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep".split()]
+QWEN3_TOOLS = "<tool_response> </tool_response> <think> </think>".split()  # 151665 to 151668, not special
 INTERNVL_CONTROL = "<img> </img> <IMG_CONTEXT> <quad> </quad> <ref> </ref> <box> </box>".split()  # 151665 to 151673
 SPLIT = (  # how Qwen2's tokenizer cuts a text into words
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -107,7 +111,7 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
 def tokenizer_files(folder: Path, template: str | None, more: list[str] = (), **config) -> None:
     """tokenizer.json, vocab.json, merges.txt and tokenizer_config.json, which holds `template` if there is one."""
     vocab, merges = vocabulary()
-    names = [(name, name not in TOOLS) for name in (*CONTROL, *TOOLS, *more)]
+    names = [(name, name not in TOOLS + QWEN3_TOOLS) for name in (*CONTROL, *TOOLS, *more)]
     flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
     added = {len(vocab) + i: dict(content=name, **flags, special=special) for i, (name, special) in enumerate(names)}
     bytelevel = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=False, use_regex=False)
@@ -122,7 +126,8 @@ def tokenizer_files(folder: Path, template: str | None, more: list[str] = (), **
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     config |= dict(add_bos_token=False, add_prefix_space=False, added_tokens_decoder=added, bos_token=None)
-    config |= dict(additional_special_tokens=[*CONTROL[1:], *more], clean_up_tokenization_spaces=False)
+    special = [name for name, is_special in names[1:] if is_special]
+    config |= dict(additional_special_tokens=special, clean_up_tokenization_spaces=False)
     config |= dict(eos_token="<|im_end|>", errors="replace", model_max_length=131072, pad_token="<|endoftext|>")
     config |= dict(split_special_tokens=False, tokenizer_class="Qwen2Tokenizer", unk_token=None)
     write(folder, "tokenizer_config.json", **config, **(dict(chat_template=template) if template else {}))
@@ -189,7 +194,7 @@ def text_config(**more) -> dict:
 GENERATION = dict(bos_token_id=151643, pad_token_id=151643, do_sample=True, eos_token_id=[151645, 151643])
 
 
-# ------------------------------------------------------------------------------------------------ the four folders
+# ------------------------------------------------------------------------------------------------ the five folders
 def qwen(folder: Path, tied: bool) -> Path:
     """Qwen2.5-VL: the template with pictures stands in chat_template.json, which AutoTokenizer does not read."""
     folder.mkdir(parents=True)
@@ -218,6 +223,37 @@ def qwen(folder: Path, tied: bool) -> Path:
     if tied:
         del old["lm_head.weight"]
     save_weights(folder, old, shards=1 if tied else 2)
+    return folder
+
+
+def qwen3(folder: Path) -> Path:
+    """Qwen3-VL: the template stands in two files; only the text's part of config.json says a dtype; native names."""
+    folder.mkdir(parents=True)
+    tokenizer_files(folder, QWEN3_TEMPLATE, QWEN3_TOOLS)  # that it stands here too: from memory
+    write(folder, "chat_template.json", chat_template=QWEN3_TEMPLATE)
+    text = dict(attention_bias=False, attention_dropout=0.0, bos_token_id=151643, dtype="bfloat16")
+    text |= dict(eos_token_id=151645, head_dim=16, hidden_act="silu", hidden_size=32, initializer_range=0.02)
+    text |= dict(intermediate_size=64, max_position_embeddings=262144, model_type="qwen3_vl_text")
+    text |= dict(num_attention_heads=4, num_hidden_layers=3, num_key_value_heads=2, rms_norm_eps=1e-6)
+    text |= dict(rope_scaling=dict(mrope_interleaved=True, mrope_section=[4, 2, 2], rope_type="default"))
+    text |= dict(rope_theta=5000000, tie_word_embeddings=True, use_cache=True, vocab_size=151936)
+    vision = dict(deepstack_visual_indexes=[0, 1], depth=2, hidden_act="gelu_pytorch_tanh", hidden_size=32)
+    vision |= dict(in_channels=3, initializer_range=0.02, intermediate_size=64, model_type="qwen3_vl", num_heads=2)
+    vision |= dict(num_position_embeddings=2304, out_hidden_size=32, patch_size=16, spatial_merge_size=2)
+    config = dict(architectures=["Qwen3VLForConditionalGeneration"], image_token_id=151655, model_type="qwen3_vl")
+    config |= dict(text_config=text, tie_word_embeddings=True, transformers_version="4.57.0.dev0")
+    config |= dict(video_token_id=151656, vision_config=vision | dict(temporal_patch_size=2))
+    write(folder, "config.json", **config, vision_end_token_id=151653, vision_start_token_id=151652)
+    more = dict(top_p=0.8, top_k=20, temperature=0.7, repetition_penalty=1.0)  # from memory
+    write(folder, "generation_config.json", **GENERATION, **more, transformers_version="4.56.0")
+    size = dict(size=dict(longest_edge=16777216, shortest_edge=65536), patch_size=16, temporal_patch_size=2)
+    size |= dict(merge_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3, processor_class="Qwen3VLProcessor")
+    write(folder, "preprocessor_config.json", **size, image_processor_type="Qwen2VLImageProcessorFast")
+    video = dict(size=dict(longest_edge=25165824, shortest_edge=4096), video_processor_type="Qwen3VLVideoProcessor")
+    write(folder, "video_preprocessor_config.json", **video)  # from memory
+    tensors = random_tensors(folder)
+    del tensors["lm_head.weight"]
+    save_weights(folder, tensors)
     return folder
 
 
@@ -273,11 +309,12 @@ def judge(folder: Path) -> Path:
     return folder
 
 
-MAKERS = dict(zip(NAMES, (lambda to: qwen(to, False), lambda to: qwen(to, True), internvl, judge), strict=True))
+MAKERS = (lambda to: qwen(to, False), lambda to: qwen(to, True), qwen3, internvl, judge)
+MAKERS = dict(zip(NAMES, MAKERS, strict=True))
 
 
 def make_all(root: Path) -> Path:
-    """All four folders below root; -> root."""
+    """All five folders below root; -> root."""
     for name, make in MAKERS.items():
         make(root / name)
     return root
@@ -321,7 +358,7 @@ def saved_by_stock(
     hf.save_pretrained(to, max_shard_size=shard)
     tok = AutoTokenizer.from_pretrained(folder)
     if pictures:
-        tok.chat_template = QWEN_TEMPLATE if kind == "qwen2_5_vl" else INTERNVL_TEMPLATE
+        tok.chat_template = TEMPLATES[kind]
         made = pictures.from_pretrained(folder).to_dict()
         write(to, "processor_config.json", image_processor=made, processor_class=made.get("processor_class"))
     tok.save_pretrained(to)

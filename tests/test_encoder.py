@@ -9,7 +9,7 @@ import model
 from tiny.world import world_questions
 
 torch.set_num_threads(1)
-STUDENTS = ("tiny-qwen", "tiny-internvl")
+STUDENTS = ("tiny-qwen", "tiny-internvl", "tiny-qwen3")
 
 
 @pytest.fixture(params=STUDENTS)
@@ -17,8 +17,9 @@ def vlm(request) -> model.VLM:
     return loading.load(request.param, seed=1)
 
 
-def test_positions_without_weights_are_those_of_the_whole_stock_model():
-    vlm = loading.load("tiny-qwen")
+@pytest.mark.parametrize("name", ["tiny-qwen", "tiny-qwen3"])
+def test_positions_without_weights_are_those_of_the_whole_stock_model(name):
+    vlm = loading.load(name)
     picture = world_questions("train", 1)[0].images[0]
     for pictures in ([picture.resize((84, 42))], [picture, picture.resize((42, 84))]):
         prompt = vlm.encoder.encode(pictures, "what is this?")
@@ -51,11 +52,11 @@ def test_without_pictures_the_projector_and_with_a_blank_one_the_tower_get_gradi
             whole = torch.cat([prompt.ids, torch.tensor(ids)])
             want = (vlm.hf(input_ids=whole[None]).logits[0] + vlm.banned).log_softmax(-1)[len(prompt.ids) - 1 : -1]
             assert torch.allclose(logp[: len(ids)], want.gather(1, torch.tensor(ids)[:, None])[:, 0], atol=1e-5)
-    parts = {name: vlm.base.get_submodule(getattr(vlm.family, name)) for name in ("vision", "projector")}
-    projector = set(parts["projector"].parameters())
-    for p in projector | (set(parts["vision"].parameters()) if with_blank else set()):
+    tower = set(vlm.base.get_submodule(vlm.family.vision).parameters())
+    projectors = {p for projector in vlm.family.projectors(vlm.base) for p in projector.parameters()}
+    for p in projectors | (tower if with_blank else set()):
         assert p.grad is not None and not p.grad.any()
-    assert with_blank or all(p.grad is None for p in set(parts["vision"].parameters()) - projector)
+    assert with_blank or all(p.grad is None for p in tower - projectors)
 
 
 def test_a_picture_token_in_a_response_takes_no_patch(vlm):

@@ -16,7 +16,7 @@ import engine.loading as loading
 import model
 import rollout as ro
 import tiny.world as tiny_world
-from tests.helpers import HOME, OURS
+from tests.helpers import FAMILIES, HOME, OURS
 
 LEVELS = """
     engine.command engine.files engine.answers engine.pictures engine.plain engine.words engine.marks data grpo
@@ -141,7 +141,7 @@ def test_importing_every_file_changes_nothing_in_the_process():
     assert said == "['attention', 'masks']\n"  # a change would be seen
 
 
-@pytest.mark.parametrize("name", ["tiny-qwen", "tiny-internvl"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_stock_model_beside_ours_keeps_stock_attention(name, tmp_path, published):
     ours = loading.load(name, 1)
     loading.save(ours, tmp_path / "w")

@@ -65,7 +65,7 @@ def command(cwd: Path, *flags: str, **more) -> Path:
 def trio(name, dtype=torch.float32, recompute: bool = False) -> SimpleNamespace:
     """A base with student, reference and D on it; the adapters are as after some training."""
     base = loading.load(name, 1, dtype=dtype)
-    lora.make_adaptable(base.hf, base.family.projector, "base")
+    lora.make_adaptable(base.hf, base.family.projector_paths, "base")
     adapters = [lora.Adapter(base.base.switch.layers, 4) for _ in range(2)]
     for i, adapter in enumerate(adapters):
         adapter.flat.copy_(0.05 * torch.randn(len(adapter.flat), generator=torch.Generator().manual_seed(i)))
@@ -270,7 +270,7 @@ def test_the_loop_with_adapters_equals_the_slow_step(tmp_path, monkeypatch, doub
     for stage in ("sft", "teachers"):
         slow_step.command(tmp_path, *flags, "--stage", stage)
     base = loading.load(tmp_path / "runs/b/sft")
-    layers = lora.adapted_layers(base.hf, base.family.projector)
+    layers = lora.adapted_layers(base.hf, base.family.projector_paths)
     adapters = dict(student=lora.Adapter(layers, 4))
     adapters["D"] = lora.Adapter({k: x for k, x in layers.items() if base.family.projector not in k}, 4)
     with torch.no_grad():
@@ -519,7 +519,7 @@ def test_lora_has_learning_rates_of_its_own_and_given_ones_win():
 def test_with_optimizer_offload_adapters_live_on_the_host_and_compute_on_the_device(made):
     """The meta device stands for a GPU; without the flag the adapter is there. AdamW's state is with its parameter."""
     base = loading.load(made.run / "sft")
-    lora.make_adaptable(base.hf, base.family.projector, "base")
+    lora.make_adaptable(base.hf, base.family.projector_paths, "base")
     base.hf.to("meta")
     for flag, home in ((True, "cpu"), (False, "meta")):
         cfg = config.Config(lora=4, optimizer_offload=flag)
@@ -592,7 +592,7 @@ def test_the_plan_counts_base_and_adapters_as_the_meta_device_does():
     cfg = config.parse("--student qwen2.5-vl-7b --lora 16".split())
     base = loading.random_meta_model(cfg.student, torch.bfloat16)
     with torch.device("meta"):
-        lora.make_adaptable(base.hf, base.family.projector, "base")
+        lora.make_adaptable(base.hf, base.family.projector_paths, "base")
         layers = base.base.switch.layers
         student = model.VLM(base.hf, base.encoder, lora.Adapter(layers, 16, "meta"))
         reading = {k: x for k, x in layers.items() if base.family.projector not in k}

@@ -22,7 +22,7 @@ from tests import published as pub
 from tests.helpers import HOME, command, made_once, stock_inputs, torchrun
 
 torch.set_num_threads(1)
-STUDENTS = ("qwen-untied", "qwen-tied", "internvl")
+STUDENTS = ("qwen-untied", "qwen-tied", "internvl", "qwen3")
 WIDE = data.Question("wide", (pub.picture(2400, 1500),), "What is in row 2?", "B")
 LONG = data.Question("long", (pub.picture(2500, 500),), "What is in row 2?", "B")
 SMALL = data.Question("small", (pub.picture(),), "What is in row 2?", "B")
@@ -79,7 +79,7 @@ def test_a_judge_has_the_asked_dtype_and_the_heads_tie_is_that_of_the_files(publ
     for mesh in (None, sharding.start_ranks("cpu")):
         hf, _ = loading.load_language_model(published / "judge", "cpu", dtype, mesh)
         assert dtypes(hf) == {dtype} and not loading.is_tied(hf)
-    assert [loading.is_tied(loading.load(published / name).hf) for name in STUDENTS] == [False, True, False]
+    assert [loading.is_tied(loading.load(published / name).hf) for name in STUDENTS] == [False, True, False, True]
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -96,7 +96,7 @@ def test_a_saved_folder_says_its_dtype_at_every_level_and_keeps_all_other_files(
                 assert (out / file.name).read_bytes() == file.read_bytes(), file.name
         before, after = pub.read(source, "config.json"), pub.read(out, "config.json")
         assert {k for k in before | after if before.get(k) != after.get(k)} <= {
-            *("vision_config", "text_config", "tie_word_embeddings")
+            *("vision_config", "text_config", "tie_word_embeddings", "dtype")
         }
         stock = vlm.family.model.from_pretrained(out, dtype="auto")
         assert dtypes(stock) == {torch.bfloat16} and loading.is_tied(stock) == loading.is_tied(vlm.hf)
@@ -126,11 +126,12 @@ def test_the_template_with_pictures_is_found_wherever_it_stands(published, tmp_p
     for name, before, after in (
         ("qwen-tied", pub.SYSTEM + "<|im_start|>user\n<|vision_start|>", "<|vision_end|>What is in row 2?<|im_end|>\n"),
         ("internvl", "<|im_start|>user\n<img>", "</img>\nWhat is in row 2?<|im_end|>\n"),
+        ("qwen3", "<|im_start|>user\n<|vision_start|>", "<|vision_end|>What is in row 2?<|im_end|>\n"),
     ):
         pub.template_in_tokenizer_config(moved := pub.copied(published / name, tmp_path / name))
         as_jinja = pub.copied(published / name, tmp_path / f"{name}-jinja")
         (as_jinja / "chat_template.jinja").write_text(
-            pub.INTERNVL_TEMPLATE if name == "internvl" else pub.QWEN_TEMPLATE
+            pub.TEMPLATES[pub.read(published / name, "config.json")["model_type"]]
         )
         (as_jinja / "chat_template.json").unlink(missing_ok=True)
         for folder in (published / name, moved, as_jinja):
@@ -299,7 +300,7 @@ def check_run(run: Path, source: Path) -> None:
     out = loading.load(run / "checkpoints" / "last")
     tables = {"model.language_model.embed_tokens.weight", "lm_head.weight"}  # rows of tokens that no text had stay
     a, b = vlm.hf.state_dict(), out.hf.state_dict()
-    tower = [k for k in a if ".visual." in k and ".merger." not in k or ".vision_tower." in k]
+    tower = [k for k in a if ".visual." in k and "merger" not in k or ".vision_tower." in k]
     rest = [k for k in a if k not in tables and k not in tower]
     still = sum((a[k] == b[k]).sum().item() for k in rest) / sum(a[k].numel() for k in rest)
     assert still < 0.01, still
@@ -319,6 +320,14 @@ def test_all_stages_run_on_a_published_folder_with_a_teacher_and_a_judge_in_proc
     assert settings["dtype"] == "bf16" and settings["recompute"]
     check_run(tmp_path / "runs" / "a", speakers / "qwen-untied")
     assert len((tmp_path / "runs/a/verdicts.jsonl").read_text().splitlines()) > 20
+
+
+def test_all_stages_run_on_a_published_folder_with_deepstack(speakers, tmp_path):
+    """Every merger is trained: nearly all weights that are not the tower's move."""
+    flags = ["--student", str(speakers / "qwen3"), "--judge", "rule", "--judge-wrong", "0.4", "--teachers", "reference"]
+    flags += ["--data", pub.questions(tmp_path, 12, ((64, 48), (100, 60))), "--d-input", "picture"]
+    command(tmp_path, "--name", "a", *flags, *FLAGS)
+    check_run(tmp_path / "runs" / "a", speakers / "qwen3")
 
 
 def test_all_stages_run_on_two_ranks_with_a_teacher_from_a_file(speakers, tmp_path):

@@ -26,7 +26,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import AutoConfig, AutoTokenizer, InternVLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    InternVLForConditionalGeneration,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 
 import config
 import data
@@ -49,8 +55,10 @@ BASE += "--d-steps 1 --eval-every 0 --checkpoint-every 100".split()
 
 # ------------------------------------------------------------------------------------------------ the slow step
 STOCK = dict(qwen2_5_vl=Qwen2_5_VLForConditionalGeneration, internvl=InternVLForConditionalGeneration)
+STOCK |= dict(qwen3_vl=Qwen3VLForConditionalGeneration)
 SIGNS = dict(  # what the chat template writes for a picture -> its nine image tokens
     qwen2_5_vl=("<|image_pad|>", "<|image_pad|>" * 9),
+    qwen3_vl=("<|image_pad|>", "<|image_pad|>" * 9),
     internvl=("<IMG_CONTEXT>", "<img>" + "<IMG_CONTEXT>" * 9 + "</img>"),
 )
 PARTS = {  # --frozen -> names of the tensors, the projector apart
@@ -96,7 +104,7 @@ class Slow:
         if pictures:
             seen = self.pictures(pictures, return_tensors="pt")
             out |= {name: seen[name] for name in ("pixel_values", "image_grid_thw") if name in seen}
-        if self.kind == "qwen2_5_vl":
+        if self.kind != "internvl":
             out["mm_token_type_ids"] = (ids == self.student.config.image_token_id).int()
         return out
 
@@ -291,12 +299,14 @@ def command(folder: Path, *flags: str) -> None:
 def starts(tmp_path_factory):
     """For each family a folder with a student, all teachers' responses, and a D that has seen them once.
 
-    The student is the teacher of its family made less sure of itself: its samples differ, and some are right.
+    The student is the teacher of its family made less sure of itself: its samples differ, and some are right. A family
+    without a teacher has a random one.
     """
     out = {}
-    for family in ("tiny-qwen", "tiny-internvl"):
+    for family in ("tiny-qwen", "tiny-internvl", "tiny-qwen3"):
         folder = out[family] = tmp_path_factory.mktemp(family)
-        student = loading.load(TEACHERS / f"{family}-teacher")
+        teacher = TEACHERS / f"{family}-teacher"
+        student = loading.load(teacher if teacher.is_dir() else family)
         with torch.no_grad():
             student.base.language_model.norm.weight.mul_(0.55)
         loading.save(student, folder / "student", torch.float32)
@@ -365,6 +375,7 @@ CASES = {
     "ril, the other family": ("tiny-internvl", "--steps 2 --micro-batch 2"),
     "mu 2, two teachers": ("tiny-qwen", f"--mu 2 --lr 3e-3 --steps 2 {TWO}"),
     "mu 2, two teachers, each": ("tiny-internvl", f"--mu 2 eps=0.05 teacher_rows=each {TWO}"),
+    "deepstack": ("tiny-qwen3", f"--steps 2 --micro-batch 2 {TWO}"),
     "grpo": ("tiny-internvl", "--algo grpo"),
     "dr_grpo, mu 2": ("tiny-qwen", "--algo dr_grpo --mu 2 --lr 3e-3 --group-size 4"),
     "distill": ("tiny-internvl", "--algo distill"),
@@ -387,6 +398,7 @@ CASES = {
     "length mean, little clipping": ("tiny-internvl", f"length_norm=mean clip=1e-3 --mu 2 {NO_D}"),
     "vision trained": ("tiny-qwen", "--frozen none --similarity constant"),
     "vision trained, the other family": ("tiny-internvl", "--frozen none --judged 0"),
+    "vision trained, deepstack, D reads the picture": ("tiny-qwen3", "--frozen none --d-input picture"),
     "attention frozen": ("tiny-qwen", f"--frozen vision,attention {NO_D}"),
     "mlp and embeddings frozen": ("tiny-internvl", f"--frozen vision,mlp,embeddings {NO_D}"),
     "micro-batches": ("tiny-qwen", "--questions-per-step 3 --micro-batch 2"),

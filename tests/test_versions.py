@@ -15,7 +15,8 @@ import torch
 import transformers
 from packaging.requirements import Requirement
 from torch import nn
-from transformers import InternVLConfig, Qwen2_5_VLConfig, Qwen2Config
+from transformers import InternVLConfig, Qwen2_5_VLConfig, Qwen2Config, Qwen3VLConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from tests import published as pub
@@ -30,7 +31,7 @@ TEXT |= dict(vocab_size=64, max_position_embeddings=64, bos_token_id=None, eos_t
 
 
 def small(family: str, meta: bool = False) -> nn.Module:
-    """A stock model of a few thousand parameters: "qwen", "internvl" or "judge"."""
+    """A stock model of a few thousand parameters: "qwen", "qwen3", "internvl" or "judge"."""
     with torch.device("meta" if meta else "cpu"):
         if family == "judge":
             return transformers.Qwen2ForCausalLM(Qwen2Config(**TEXT)).eval()
@@ -39,6 +40,13 @@ def small(family: str, meta: bool = False) -> nn.Module:
             vision = dict(depth=1, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=32, patch_size=7)
             config = Qwen2_5_VLConfig(text_config=TEXT | rope, vision_config=vision, image_token_id=60)
             return transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+        if family == "qwen3":
+            vision = dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=32, patch_size=7)
+            vision |= dict(deepstack_visual_indexes=[0, 1], num_position_embeddings=16)
+            rope = dict(rope_type="default", rope_theta=1e4, mrope_section=[1, 1, 2], mrope_interleaved=True)
+            text = TEXT | dict(head_dim=8, rope_parameters=rope)
+            config = Qwen3VLConfig(text_config=text, vision_config=vision, image_token_id=60)
+            return transformers.Qwen3VLForConditionalGeneration(config).eval()
         vision = dict(num_hidden_layers=1, hidden_size=32, intermediate_size=64, num_attention_heads=2)
         vision |= dict(image_size=[28, 28], patch_size=[7, 7])
         config = InternVLConfig(text_config=TEXT | dict(model_type="qwen2"), vision_config=vision, image_token_id=60)
@@ -74,29 +82,30 @@ def stock_attention(sdpa_attention_forward) -> None:
 
 
 def own_attention(functions) -> None:
-    """A registered function is called in every layer, and gets the object that stands in the mask's place as it is."""
+    """A registered function is called in every layer, and gets a mask of four axes and our keyword as they are."""
     seen = []
 
-    def ours(module, q, k, v, attention_mask, scaling=None, **more):
-        seen.append((attention_mask, module.num_key_value_groups, scaling))
+    def ours(module, q, k, v, attention_mask, scaling=None, tree=None, **more):
+        seen.append((attention_mask, tree, module.num_key_value_groups, scaling))
         return functions["sdpa"](module, q, k, v, None, scaling=scaling, is_causal=True)
 
     functions.register("test_of_versions", ours)
-    for family in ("qwen", "internvl"):
-        language, mask = small(family).model.language_model, object()
+    ALL_MASK_ATTENTION_FUNCTIONS.register("test_of_versions", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    for family in ("qwen", "qwen3", "internvl"):
+        language, mask, tree = small(family).model.language_model, torch.ones(5, 1, 2, 3), object()
         language.config._attn_implementation = "test_of_versions"
-        places = torch.arange(6).expand(3, 1, -1) if family == "qwen" else torch.arange(6)[None]
+        places = torch.arange(6)[None] if family == "internvl" else torch.arange(6).expand(3, 1, -1)
         given = dict(inputs_embeds=torch.randn(1, 6, 32), position_ids=places, use_cache=False)
         with torch.no_grad():
-            out = language(attention_mask={"full_attention": mask}, **given).last_hidden_state
+            out = language(attention_mask=mask, tree=tree, **given).last_hidden_state
         assert out.shape == (1, 6, 32) and out.isfinite().all()
-        assert len(seen) == 2 and all(m is mask and n == 2 for m, n, _ in seen), family
+        assert len(seen) == 2 and all(m is mask and t is tree and n == 2 for m, t, n, _ in seen), family
         seen.clear()
 
 
 def rotary_tables(init_weights) -> None:
     """It computes a module's rotary table again after to_empty."""
-    for family in ("qwen", "internvl", "judge"):
+    for family in ("qwen", "qwen3", "internvl", "judge"):
         whole, empty = small(family), small(family, meta=True).to_empty(device="cpu")
         for module in empty.modules():
             if list(module.buffers(recurse=False)):
@@ -172,6 +181,25 @@ def qwen_patches(get_image_features) -> None:
     assert [x.shape for x in out] == [(6, 32)]
 
 
+def deepstack_patches(get_image_features) -> None:
+    """Beside that the same for every merger of deepstack."""
+    base, grid = small("qwen3").model, torch.tensor([[1, 4, 6]])
+    out = get_image_features(base, pixel_values=torch.randn(24, 3 * 2 * 7 * 7), image_grid_thw=grid)
+    assert [x.shape for part in (out.pooler_output, *out.deepstack_features) for x in part] == [(6, 32)] * 3
+
+
+def added_pictures(forward) -> None:
+    """Behind layer i what is given for it is added to the rows of hidden states that the places name."""
+    language, rows, seen = small("qwen3").model.language_model, torch.arange(2), []
+    for layer in language.layers:
+        layer.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    given = dict(inputs_embeds=torch.randn(2, 6, 32), position_ids=torch.arange(6).expand(3, 2, -1), use_cache=False)
+    added = torch.randn(2, 6, 32)
+    with torch.no_grad():
+        forward(language, visual_pos_masks=rows, deepstack_visual_embeds=[added], **given)
+    assert torch.equal(seen[1][0], seen[0][1] + added)
+
+
 def internvl_patches(get_image_features) -> None:
     """A quarter of the patches of every tile, under pooler_output."""
     out = get_image_features(small("internvl").model, pixel_values=torch.randn(2, 3, 28, 28)).pooler_output
@@ -229,6 +257,9 @@ USED = [
     ),
     Used("transformers:Qwen2_5_VLModel.get_rope_index", "image_grid_thw", "rotary places", rotary_places),
     Used("transformers:Qwen2_5_VLModel.get_image_features", "pixel_values image_grid_thw", "patches", qwen_patches),
+    Used("transformers:Qwen3VLModel.get_rope_index", "image_grid_thw", "rotary places", rotary_places),
+    Used("transformers:Qwen3VLModel.get_image_features", "pixel_values image_grid_thw", "patches", deepstack_patches),
+    Used("transformers:Qwen3VLTextModel.forward", "", "pictures in the first layers", added_pictures),
     Used("transformers:InternVLModel.get_image_features", "pixel_values", "patches", internvl_patches),
     Used("transformers:DynamicCache", "config", "prefill", keys_in_layers),
     Used("transformers:Qwen2ForCausalLM.forward", "logits_to_keep", "the judge in packed rows", some_logits),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import InternVLConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig
+from transformers import InternVLConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen3VLConfig
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -73,6 +73,22 @@ def tiny_qwen(width: int, layers: int) -> tuple:
     return config, tok, Qwen2VLImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3, **size)
 
 
+def tiny_qwen3(width: int, layers: int) -> tuple:
+    """Sizes, tokenizer and pictures of the tiny Qwen; both vision layers also reach a decoder layer (deepstack)."""
+    config, tok, pictures = tiny_qwen(width, layers)
+    rope = dict(mrope_section=config.text_config.rope_parameters["mrope_section"], mrope_interleaved=True)
+    vision = dict(depth=2, hidden_size=64, intermediate_size=128, num_heads=4, patch_size=7, spatial_merge_size=2)
+    vision |= dict(temporal_patch_size=2, out_hidden_size=width, num_position_embeddings=64, initializer_range=0.1)
+    ids = [f"{name}_token_id" for name in ("image", "video", "vision_start", "vision_end")]
+    config = Qwen3VLConfig(
+        text_config=tiny_text(tok, width, layers, **rope) | dict(head_dim=width // 4),
+        vision_config=vision | dict(deepstack_visual_indexes=[0, 1]),
+        tie_word_embeddings=True,
+        **{name: getattr(config, name) for name in ids},
+    )
+    return config, tok, pictures
+
+
 # ---- InternVL: pictures become one tile or several of one fixed size
 def tiny_internvl(width: int, layers: int) -> tuple:
     """The same sizes as the tiny Qwen: 42 x 42 tiles of 7-pixel patches, nine image tokens a tile.
@@ -108,6 +124,7 @@ TINY = {
     "tiny-qwen": Tiny("qwen2_5_vl", 96),
     "tiny-qwen-teacher": Tiny("qwen2_5_vl", 128, voice="a"),
     "tiny-qwen-20m": Tiny("qwen2_5_vl", 384, 11),  # for tools.bench
+    "tiny-qwen3": Tiny("qwen3_vl", 96),
     "tiny-internvl": Tiny("internvl", 96),
     "tiny-internvl-teacher": Tiny("internvl", 128, voice="b"),
 }

@@ -260,7 +260,7 @@ def players(args, rank: int = 0) -> tuple:
     student.hf.generation_config = GenerationConfig()  # stock generate takes from it whatever it is not given
     adapters = [None, None]
     if rank:
-        make_adaptable(student.hf, student.family.projector, args.student)
+        make_adaptable(student.hf, student.family.projector_paths, args.student)
         adapters = [Adapter(student.base.switch.layers, rank, args.device) for _ in adapters]
         student = VLM(student.hf, student.encoder, adapters[0])
     student.freeze("vision")
