@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import inspect
 import json
 import os
 import re
@@ -40,25 +39,19 @@ import train
 from discriminator import Discriminator
 from engine.command import UserError
 from tests import published as pub
+from tests.helpers import HOME, STUDENTS, command, own_questions, stock_inputs, torchrun
 from tests.test_slow_step import double  # noqa: F401 (a fixture)
 
 torch.set_num_threads(1)
-HOME = Path(__file__).resolve().parent.parent
-STUDENTS = ("tiny-qwen", "tiny-internvl")
 SMALL = "--pool 12 --valid-questions 4 --test-questions 4 --questions-per-step 3 --group-size 2 --steps 4 --d-steps 2 "
 SMALL += "--eval-every 2 --eval-draws 1 --checkpoint-every 2 --micro-batch 2 --lora 4 --lr 5e-3 --d-lr 5e-3"
 SMALL = SMALL.split()
 
 
-def command(cwd: Path, *flags: str, **more) -> Path:
-    """train.py with these flags in this process, in folder `cwd`; `more`: settings that are no flags; -> the run."""
-    before = os.getcwd()
-    os.chdir(cwd)
-    try:
-        run = train.run_all(dataclasses.replace(config.parse(list(flags)), **more), ["train.py", *flags])
-    finally:
-        os.chdir(before)
-    return cwd / run.path
+def run_of(folder: Path, *flags: str) -> Path:
+    """train.py with these flags in `folder`; -> the run, which the second flag names."""
+    command(folder, *flags)
+    return folder / "runs" / flags[1]
 
 
 @torch.no_grad()
@@ -133,10 +126,7 @@ def test_packed_rows_with_an_adapter_are_separate_rows_and_sampling_is_stock_gen
     hf, how = merged_copy(t.student), dict(max_new_tokens=12, do_sample=False, pad_token_id=0)
     ours = ro.rollout(t.student, prompts, [q.id for q in questions], 1, 12, ro.GREEDY)
     for p, (r,) in zip(prompts, ours, strict=True):
-        inputs = dict(input_ids=p.ids[None], attention_mask=torch.ones_like(p.ids)[None], **p.pixels)
-        if "mm_token_type_ids" in inspect.signature(hf.forward).parameters:
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == hf.config.image_token_id).int()
-        stock = hf.generate(**inputs, **how, suppress_tokens=t.base.encoder.banned_ids)
+        stock = hf.generate(**stock_inputs(t.base, p, p.ids), **how, suppress_tokens=t.base.encoder.banned_ids)
         assert stock[0, len(p.ids) :].tolist() == r.ids
 
 
@@ -194,16 +184,9 @@ def check_peft(vlm: model.VLM, folder: Path, base: Path) -> None:
     stock = vlm.family.model.from_pretrained(base, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(stock, folder)
     prompt = vlm.encoder.encode_question(data.Question("q", (pub.picture(84, 84),), "what is it?", "red"))
-    inputs = dict(input_ids=prompt.ids[None], attention_mask=torch.ones_like(prompt.ids)[None], **prompt.pixels)
-    if "mm_token_type_ids" in inspect.signature(stock.forward).parameters:
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == stock.config.image_token_id).int()
     reply = vlm.encoder.reply_ids("red blue")
     batch = model.pack(vlm.encode_pictures([prompt]), [[reply]])
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([reply])], 1)
-    for key in ("attention_mask", "mm_token_type_ids"):
-        if key in inputs:
-            fill = torch.full((1, len(reply)), int(key == "attention_mask"))
-            inputs[key] = torch.cat([inputs[key], fill], 1)
+    inputs = stock_inputs(vlm, prompt, torch.cat([prompt.ids, torch.tensor(reply)]))
     with torch.no_grad():
         logits = theirs(**inputs).logits[0, -len(reply) - 1 : -1] + vlm.banned
         with theirs.disable_adapter():
@@ -346,7 +329,7 @@ def made(tmp_path_factory) -> SimpleNamespace:
         patch.setattr(players, "load", counting)
         patch.setattr(players, "make_adaptable", keep)
         patch.setattr(train, "run_stage", staged)
-        out.run = command(tmp_path_factory.mktemp("made"), "--name", "a", *out.flags)
+        out.run = run_of(tmp_path_factory.mktemp("made"), "--name", "a", *out.flags)
     return out
 
 
@@ -383,7 +366,7 @@ def test_the_export_is_a_plain_folder_and_its_adapter_on_the_start_gives_the_sam
         assert torch.allclose(x, theirs[name], rtol=0.01, atol=1e-6), name  # one bf16 rounding
         moved += not torch.equal(x, stock.state_dict()[name].bfloat16().float()) if "proj" in name else 0
     with pytest.raises(UserError, match=re.escape(f"an adapter of {(made.run / 'sft').resolve()} without its base")):
-        command(made.run, "--student", str(made.run / "adapter"), "--lora", "4")
+        run_of(made.run, "--student", str(made.run / "adapter"), "--lora", "4")
 
 
 def test_validation_reads_the_weights_that_are_exported(made, monkeypatch, tmp_path):
@@ -397,7 +380,7 @@ def test_validation_reads_the_weights_that_are_exported(made, monkeypatch, tmp_p
     shutil.copytree(made.run, tmp_path / "runs/a", symlinks=True)
     shutil.rmtree(tmp_path / "runs/a/checkpoints")
     monkeypatch.setattr(train, "evaluate", evaluate)
-    run = command(tmp_path, "--name", "a", *made.flags, "--stage", "ril")
+    run = run_of(tmp_path, "--name", "a", *made.flags, "--stage", "ril")
     exported = loading.load(run / "checkpoints/best").tensors()  # the last one
     assert len(seen) == 3 and all(torch.equal(x, seen[-1][name]) for name, x in exported.items())
     moved = [name for name, x in exported.items() if not torch.equal(x, seen[0][name])]
@@ -422,7 +405,7 @@ def test_a_killed_run_with_adapters_ends_with_the_same_bytes(made, tmp_path):
     env = dict(os.environ, PYTHONPATH=str(HOME), OMP_NUM_THREADS="1")
     killed = subprocess.run([sys.executable, "-c", code, *flags], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    run = command(tmp_path, *flags)
+    run = run_of(tmp_path, *flags)
     names = ["metrics.jsonl", "checkpoints/last/model.safetensors", "checkpoints/best/model.safetensors"]
     for name in [*names, "checkpoints/last/adapter/adapter_model.safetensors"]:
         assert (run / name).read_bytes() == (made.run / name).read_bytes(), name
@@ -434,11 +417,8 @@ def test_two_ranks_with_adapters_log_what_one_process_logs(made, tmp_path):
         for part in ("sft", "discriminator"):
             shutil.copytree(made.run / part, tmp_path / "runs" / name / part)
         shutil.copy(made.run / "teachers.jsonl", tmp_path / "runs" / name)
-    command(tmp_path, "--name", "one", *flags, "--stage", "ril")
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
-    argv += [str(HOME / "train.py"), "--name", "two", *flags, "--stage", "ril"]
-    env = dict(os.environ, PYTHONPATH=str(HOME), OMP_NUM_THREADS="1")
-    ran = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    run_of(tmp_path, "--name", "one", *flags, "--stage", "ril")
+    ran = torchrun(tmp_path, 2, HOME / "train.py", "--name", "two", *flags, "--stage", "ril")
     assert ran.returncode == 0, ran.stderr[-3000:]
     one, two = rows_of(tmp_path / "runs/one"), rows_of(tmp_path / "runs/two")
     assert len(one) == 2
@@ -452,18 +432,13 @@ def test_two_ranks_with_adapters_log_what_one_process_logs(made, tmp_path):
 
 
 def test_a_warm_start_on_sft_data_is_an_adapter_and_the_reference_keeps_it(made, tmp_path, monkeypatch):
-    lines = []
-    for i, q in enumerate(tiny_world.world_questions("train", 8, seed=5)):
-        q.images[0].save(tmp_path / f"{i}.png")
-        lines.append(json.dumps(dict(id=q.id, question=q.text, answer=q.answer, image=f"{i}.png")))
-    (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    own_questions(tmp_path, 8)
     shutil.copytree(made.run / "sft", tmp_path / "mine")
     flags = [*made.flags[:-3], "--student", "mine", "--sft-data", "mine.jsonl", "--sft-epochs", "4", "--steps", "2"]
     taken, load_players = [], train.load_players
     monkeypatch.setattr(train, "load_players", lambda run: taken.append(load_players(run)) or taken[-1])
-    more = dict(sft_pictures=4, sft_lr=1e-2)
     for stage in ("sft", "teachers", "discriminator", "ril"):
-        run = command(tmp_path, "--name", "w", *flags, "--stage", stage, **more)
+        run = run_of(tmp_path, "--name", "w", *flags, "--stage", stage, "sft_pictures=4", "sft_lr=1e-2")
     warm = load_file(run / "sft/adapter/adapter_model.safetensors")
     found = loading_pairs(taken[0].reference.adapter)
     assert (
@@ -580,7 +555,7 @@ def test_a_step_with_optimizer_offload_has_equal_numbers(made, tmp_path):
         flags = [*made.flags, "--lora", rank, "--steps", "2"]
         for name, more in (("a", []), ("b", ["--optimizer-offload"])):
             for stage in ("sft", "teachers", "discriminator", "ril"):
-                command(tmp_path, "--name", name + rank, *flags, *more, "--stage", stage)
+                run_of(tmp_path, "--name", name + rank, *flags, *more, "--stage", stage)
         files = ["metrics.jsonl", "checkpoints/last/model.safetensors", "discriminator/model.safetensors"]
         one, two = (tmp_path / "runs" / (name + rank) for name in "ab")
         assert all((one / x).read_bytes() == (two / x).read_bytes() for x in files)
