@@ -15,7 +15,7 @@ Stages, in order; each leaves an artefact in runs/NAME and is skipped when the a
     export         student/, last/   Hugging Face folders: best on the validation questions, and last
     evaluate       summary.json      held-out questions, before and after; curves.png, samples.md
 
-Left out on purpose: trainer classes, callbacks, configuration files, a logging service.
+Left out on purpose: trainer classes, callbacks, configuration files; metrics.jsonl is the log (--tracker copies it).
 """
 
 import gc
