@@ -493,7 +493,10 @@ def test_pretrained_discriminator_tells_most_texts_apart(whole):
     straight, _ = whole
     student = loading.load(straight / "sft")
     D = disc.Discriminator(student)
-    D.load_state_dict(load_file(straight / "discriminator" / "model.safetensors"))
+    lacks = D.load_state_dict(load_file(straight / "discriminator" / "model.safetensors"), strict=False)
+    assert not lacks.unexpected_keys and not {n for n, p in D.named_parameters() if p.requires_grad} & {
+        *lacks.missing_keys
+    }
     questions = tiny_world.world_questions("train", 48)
     prompts, names = [student.encoder.encode_question(q) for q in questions], [q.id for q in questions]
     groups = ro.rollout(student, prompts, names, 4, 32, ro.PURE, (99,))

@@ -127,7 +127,7 @@ def qwen_positions(config, ids: torch.Tensor, pixels: dict | None, stock: type =
 
 
 def qwen_limit(processor, config, tokens: int) -> None:
-    """At most `tokens` image tokens a picture (28 x 28 pixels each at real size)."""
+    """At most `tokens` image tokens a picture (28 x 28 pixels each at real size; 32 x 32 in Qwen3-VL)."""
     side = processor.patch_size * processor.merge_size
     processor.size = {"shortest_edge": 4 * side**2, "longest_edge": tokens * side**2}
 

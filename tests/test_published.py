@@ -74,6 +74,10 @@ def test_templates_stand_where_the_published_ones_stand(published):
         found = pub.read(published / name, "chat_template.json")["chat_template"]
         made = tok.apply_chat_template(PICTURE_CHAT, chat_template=found, tokenize=False, add_generation_prompt=True)
         assert made == text + "<|vision_start|><|image_pad|><|vision_end|>What is it?" + end
+    tok = AutoTokenizer.from_pretrained(published / "qwen3")
+    assert tok.chat_template == pub.read(published / "qwen3", "chat_template.json")["chat_template"]
+    made = tok.apply_chat_template(PICTURE_CHAT, tokenize=False, add_generation_prompt=True)
+    assert made == "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is it?" + end
     tok = AutoTokenizer.from_pretrained(published / "internvl")
     made = tok.apply_chat_template(PICTURE_CHAT, tokenize=False, add_generation_prompt=True)
     assert made == "<|im_start|>user\n<IMG_CONTEXT>\nWhat is it?" + end

@@ -126,7 +126,6 @@ def test_the_template_with_pictures_is_found_wherever_it_stands(published, tmp_p
     for name, before, after in (
         ("qwen-tied", pub.SYSTEM + "<|im_start|>user\n<|vision_start|>", "<|vision_end|>What is in row 2?<|im_end|>\n"),
         ("internvl", "<|im_start|>user\n<img>", "</img>\nWhat is in row 2?<|im_end|>\n"),
-        ("qwen3", "<|im_start|>user\n<|vision_start|>", "<|vision_end|>What is in row 2?<|im_end|>\n"),
     ):
         pub.template_in_tokenizer_config(moved := pub.copied(published / name, tmp_path / name))
         as_jinja = pub.copied(published / name, tmp_path / f"{name}-jinja")
@@ -322,11 +321,10 @@ def test_all_stages_run_on_a_published_folder_with_a_teacher_and_a_judge_in_proc
     assert len((tmp_path / "runs/a/verdicts.jsonl").read_text().splitlines()) > 20
 
 
-def test_all_stages_run_on_a_published_folder_with_deepstack(speakers, tmp_path):
-    """Every merger is trained: nearly all weights that are not the tower's move."""
-    flags = ["--student", str(speakers / "qwen3"), "--judge", "rule", "--judge-wrong", "0.4", "--teachers", "reference"]
-    flags += ["--data", pub.questions(tmp_path, 12, ((64, 48), (100, 60))), "--d-input", "picture"]
-    command(tmp_path, "--name", "a", *flags, *FLAGS)
+def test_a_run_on_a_published_folder_trains_and_exports_every_merger_of_deepstack(speakers, tmp_path):
+    flags = ["--student", str(speakers / "qwen3"), "--algo", "dr_grpo", "--judge", "rule", "--judge-wrong", "0.4"]
+    flags += ["--data", pub.questions(tmp_path, 12, ((64, 48), (100, 60)))]
+    command(tmp_path, "--name", "a", *flags, *FLAGS, "--max-new-tokens", "8", "--group-size", "4")
     check_run(tmp_path / "runs" / "a", speakers / "qwen3")
 
 
