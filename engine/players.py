@@ -76,23 +76,20 @@ def make_discriminator(run: Run, trained: bool = True) -> Discriminator:
     else:
         D = load_sharded(run, run.path / "sft", device=home(run), player=lambda vlm: Discriminator(vlm, reads))
     if trained:
+        tensors = D.state_dict()
         with safe_open(run.path / "discriminator" / "model.safetensors", "pt") as file, torch.no_grad():
-            for name, x in trained_tensors(D).items():
-                copy_slice(x, file.get_slice(name))
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                copy_slice(tensors[name], file.get_slice(name))
     return D
 
 
 def save_discriminator(run: Run, D: Discriminator) -> None:
     """Write the weights that `make_discriminator` reads: the trained ones."""
-    weights = {name: full_tensor(x.detach()).cpu().contiguous() for name, x in trained_tensors(D).items()}
+    trained = {name: p.detach() for name, p in D.named_parameters() if p.requires_grad}
+    weights = {name: full_tensor(x).cpu().contiguous() for name, x in trained.items()}
     with new_folder(run.path / "discriminator") as part:
         if run.first:
             save_file(weights, part / "model.safetensors")
-
-
-def trained_tensors(player: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters of a player that are trained, by name."""
-    return {name: p for name, p in player.named_parameters() if p.requires_grad}
 
 
 @dataclass
