@@ -287,7 +287,7 @@ def test_the_loop_with_adapters_equals_the_slow_step(tmp_path, monkeypatch, doub
     for step in range(2):
         asked = [q for q, _ in data.questions_at(questions, step, 2, slow.c.seed)]
         texts = [[r.text for r in found] for found, _ in drawn[2 * step : 2 * step + 2]]
-        want = slow.step(asked, [[r.ids for r in group] for group in sampled[step]], texts)
+        want = slow.step(asked, [[r.ids for r in group] for group in sampled[step]], texts, iter(()))
         assert {name: log[step][name] for name in want} == pytest.approx(want, rel=1e-6, abs=1e-7), step
     assert [who for who, *_ in slow.trace] == 2 * ["D", "D", "student", "student"] and len(trace) == 8
     for (who, *named), ours in zip(slow.trace, trace, strict=True):
@@ -434,11 +434,11 @@ def test_two_ranks_with_adapters_log_what_one_process_logs(made, tmp_path):
 def test_a_warm_start_on_sft_data_is_an_adapter_and_the_reference_keeps_it(made, tmp_path, monkeypatch):
     own_questions(tmp_path, 8)
     shutil.copytree(made.run / "sft", tmp_path / "mine")
-    flags = [*made.flags[:-3], "--student", "mine", "--sft-data", "mine.jsonl", "--sft-epochs", "4", "--steps", "2"]
+    flags = [*made.flags[:-3], "--student", "mine", "--sft-data", "mine.jsonl", "--steps", "2"]
     taken, load_players = [], train.load_players
     monkeypatch.setattr(train, "load_players", lambda run: taken.append(load_players(run)) or taken[-1])
     for stage in ("sft", "teachers", "discriminator", "ril"):
-        run = run_of(tmp_path, "--name", "w", *flags, "--stage", stage, "sft_pictures=4", "sft_lr=1e-2")
+        run = run_of(tmp_path, "--name", "w", *flags, "--stage", stage, "sft_pictures=4", "sft_lr=1e-2", "sft_epochs=4")
     warm = load_file(run / "sft/adapter/adapter_model.safetensors")
     found = loading_pairs(taken[0].reference.adapter)
     assert (
@@ -574,11 +574,12 @@ def test_the_plan_counts_base_and_adapters_as_the_meta_device_does():
         D = Discriminator(base, adapter=lora.Adapter(reading, 16, "meta"))
     trained = [p for x in (student, D) for p in x.parameters() if p.requires_grad]
     counted = sum(p.numel() * p.element_size() for p in base.hf.parameters()) + 3 * 4 * sum(p.numel() for p in trained)
-    planned = memory.phases(cfg, 1, "none")["judge"] * 1e9 - memory.CONTEXT  # nothing else is there in this phase
+    beside = memory.CONTEXT + memory.Work.of(cfg, 1).patches  # of the step's pictures
+    planned = memory.phases(cfg, 1, "none")["judge"] * 1e9 - beside  # nothing else is there in this phase
     assert planned == pytest.approx(counted, rel=0.01) and 16e9 < counted < 18e9
     assert memory.checkpoint_bytes(cfg) == 3 * 4 * sum(p.numel() for p in trained)
     offloaded = memory.phases(dataclasses.replace(cfg, optimizer_offload=True), 1, "none")
-    assert offloaded["judge"] * 1e9 - memory.CONTEXT == 2 * memory.sizes(cfg.student)["all"]
+    assert offloaded["judge"] * 1e9 - beside == pytest.approx(2 * memory.sizes(cfg.student)["all"], rel=1e-9)
 
 
 def test_the_plan_names_what_fits_a_small_machine(capsys):

@@ -190,7 +190,7 @@ def test_a_third_teacher_is_reported_like_the_others(tmp_path):
     source = teachers.FOLDER / "tiny-qwen-teacher"
     shutil.copytree(source, tmp_path / "third", ignore=lambda *_: ["responses.jsonl"])
     names = "tiny-qwen-teacher,tiny-internvl-teacher,third"
-    flags = [*SMALL, "--teachers", names, "--teacher-rows", "each", "--teacher-samples", "1", "--d-steps", "1"]
+    flags = [*SMALL, "--teachers", names, "--group-size", "6", "--teacher-samples", "1", "--d-steps", "1"]
     said = run(tmp_path, "--name", "t", *flags, "--steps", "1")
     summary = json.loads((tmp_path / "runs/t/summary.json").read_text())
     for who in ("teacher", "teacher_2", "teacher_3"):

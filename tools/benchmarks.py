@@ -272,9 +272,10 @@ def follow_references(table: Table) -> None:
 
 
 def read_table(path: str | Path) -> Table:
-    """A benchmark's .tsv or .jsonl file, or MM-Vet-v2's .json, read once. Rows that are torn, doubled, not UTF-8 or
-    without a picture are left out and named in `wrong`. Raises UserError for a missing column or a file that is no
-    table.
+    """A benchmark's .tsv or .jsonl file, or MM-Vet-v2's .json, read once.
+
+    Rows that are torn, doubled, not UTF-8 or without a picture are left out and named in `wrong`. Raises UserError for
+    a missing column or a file that is no table.
     """
     table, digest = Table(Path(path)), hashlib.md5(usedforsecurity=False)
     csv.field_size_limit(2**31 - 1)
