@@ -27,11 +27,13 @@ FRESH = 120  # seconds: a lock of another machine that was touched since then is
 def in_background(work):
     """Inside, a thread runs work(ended); `ended` is set when the block ends."""
     ended = threading.Event()
-    threading.Thread(target=work, args=(ended,), daemon=True).start()
+    thread = threading.Thread(target=work, args=(ended,), daemon=True)
+    thread.start()
     try:
         yield
     finally:
         ended.set()
+        thread.join(15)  # one that is inside torch when Python ends would abort the process
 
 
 # ------------------------------------------------------------------------------------------------ one process a folder
