@@ -5,11 +5,12 @@ from engine.families import FULL, JUDGES, PARTS
 
 def contradictions(cfg, given: dict) -> list[tuple[bool, str]]:
     """[(is it so?, what to say)] for settings that do not go together; `given`: those of the command line."""
-    names, has_d, has_teachers = cfg.teacher_names, cfg.discriminator != "none", cfg.teacher_use != "none"
-    in_group, likelihood = cfg.teacher_use not in ("none", "discriminator"), cfg.advantage == "one"
+    return in_run_and_memory(cfg) + in_players(cfg, given) + in_method(cfg)
+
+
+def in_run_and_memory(cfg) -> list[tuple[bool, str]]:
+    """Those of the run, and of speed and memory."""
     published = ", ".join([*FULL, *JUDGES])
-    shared = has_teachers and cfg.teacher_rows == "split" and cfg.group_size % len(names) != 0
-    unknown = [part for part in cfg.frozen_parts if part not in PARTS]
     return [
         (
             cfg.name in ("", ".", "..") or "/" in cfg.name or len(cfg.name.encode(errors="replace")) > 200,
@@ -35,6 +36,14 @@ def contradictions(cfg, given: dict) -> list[tuple[bool, str]]:
             cfg.optimizer_offload and cfg.offload == "phase",
             "--optimizer-offload keeps on the host what --offload phase moves there and back: take one of them",
         ),
+    ]
+
+
+def in_players(cfg, given: dict) -> list[tuple[bool, str]]:
+    """Those of teachers, judge and warm start."""
+    names, has_teachers = cfg.teacher_names, cfg.teacher_use != "none"
+    shared = has_teachers and cfg.teacher_rows == "split" and cfg.group_size % len(names) != 0
+    return [
         ("" in names, f"--teachers {cfg.teachers}: an empty name; give A, A,B or NAME=URL"),
         (has_teachers and len(set(names)) < len(names), f"--teachers {cfg.teachers}: the same teacher twice"),
         (shared, f"--group-size {cfg.group_size} cannot be split over {len(names)} teachers; take a multiple"),
@@ -48,6 +57,15 @@ def contradictions(cfg, given: dict) -> list[tuple[bool, str]]:
             cfg.judge.endswith(".py") and not cfg.reward,
             f"--judge {cfg.judge}: a file of yours is given as --reward {cfg.judge}",
         ),
+    ]
+
+
+def in_method(cfg) -> list[tuple[bool, str]]:
+    """Those of the switches of a method."""
+    has_d, has_teachers = cfg.discriminator != "none", cfg.teacher_use != "none"
+    in_group, likelihood = cfg.teacher_use not in ("none", "discriminator"), cfg.advantage == "one"
+    unknown = [part for part in cfg.frozen_parts if part not in PARTS]
+    return [
         (max(cfg.judged, cfg.judge_wrong) > 1, "--judged and --judge-wrong are shares, between 0 and 1"),
         (bool(unknown), f"--frozen {','.join(unknown)}: unknown; there are {', '.join(PARTS)}, or none"),
         (cfg.algo not in ("grpo", "dr_grpo") and not has_teachers, f"--algo {cfg.algo} needs teachers"),

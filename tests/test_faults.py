@@ -108,7 +108,8 @@ def pictures(rng: random.Random) -> Iterator[Fault]:
     size = (1 << 16).to_bytes(4, "big") * 2
     files = {
         "empty": b"", "half": Path("big.png").read_bytes()[:900], "jpeg": Path("big.jpg").read_bytes()[:200],
-        "text": b"not a picture", "html": b"<!DOCTYPE html><html></html>", "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "text": b"not a picture", "html": b"<!DOCTYPE html><html></html>",
+        "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         "pdf": b"%PDF-1.7\n", "heic": b"\0\0\0\x18ftypheic" + b"\0" * 16, "zip": b"PK\x03\x04" + b"\0" * 40,
         "json": b"{}", "noise": rng.randbytes(500), "gif": b"GIF89a\0\0\0\0", "bmp": b"BM" + b"\0" * 20,
         "bomb": png[:16] + size + png[24:], "tiff": b"II*\0" + b"\xff" * 8, "webp": b"RIFF\x24\0\0\0WEBPVP8 ",

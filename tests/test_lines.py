@@ -52,7 +52,7 @@ def run(*more: str, stage: str = "teachers") -> list[dict]:
     return [row for _, row in files.read_jsonl("runs/x/teachers.jsonl")]
 
 
-def refused(says: str, *more: str) -> None:
+def assert_refused(says: str, *more: str) -> None:
     """The command ends with one line that says so, and leaves nothing behind."""
     with pytest.raises(UserError, match=re.escape(says)) as caught:
         run(*more)
@@ -79,7 +79,7 @@ TYPES = [
 def test_a_field_of_another_type_is_refused_with_its_line(asked, of, spoilt, says):
     file, row = of
     put(file, [*asked[file == "said.jsonl"][1:], row | spoilt])
-    refused(f"{file}:{len(Path(file).read_text().splitlines())}: {says}", "--offload", "none")
+    assert_refused(f"{file}:{len(Path(file).read_text().splitlines())}: {says}", "--offload", "none")
 
 
 WHOLE = '{"id": "q0", "question": "q0", "teacher": "T", "text": "x", "answer": %s}'  # a line of either file
@@ -111,7 +111,7 @@ BROKEN = {
 def test_a_broken_line_is_refused_with_its_number(asked, kind, file):
     line, says = BROKEN[kind]
     put(file, [line, *asked[file == "said.jsonl"][1:]])
-    refused(f"{file}:1: {says}", *(["--sft-data", file] if file == "sft.jsonl" else []))
+    assert_refused(f"{file}:1: {says}", *(["--sft-data", file] if file == "sft.jsonl" else []))
 
 
 def test_every_command_that_reads_lines_refuses_them_in_one_line(asked, capsys):
@@ -188,12 +188,12 @@ def test_a_placeholder_of_other_formats_is_taken_out_and_counted_once(asked, cap
 def test_teachers_files_are_matched_before_anything_is_written_and_the_corrected_command_works(asked, capsys):
     rows, said = asked
     put("said.jsonl", [s | dict(question=f"pool/{s['question']}", teacher=t) for s in said for t in ("big", "small")])
-    refused(
+    assert_refused(
         "said.jsonl: no response of 'T' to any training question; its teachers are 'big', 'small', its questions 'p"
     )
-    refused("the training questions are 'q", "--teachers", "big")
+    assert_refused("the training questions are 'q", "--teachers", "big")
     put("said.jsonl", [*said, said[0] | dict(teacher="big"), *[said[0] | dict(question=f"new{i}") for i in range(7)]])
-    refused("said.jsonl: no response of 'small' to any training question", "--teachers", "T,small")
+    assert_refused("said.jsonl: no response of 'small' to any training question", "--teachers", "T,small")
     capsys.readouterr()
     assert len(run()) == 40
     out = capsys.readouterr().out
@@ -207,11 +207,11 @@ def test_warm_start_lines_are_checked_before_anything_is_written_and_the_correct
     held = [q for part in ("valid", "test") for q in data.split_questions(data.load_questions("d.jsonl"))[part]]
     sft = ["--sft-data", "sft.jsonl"]
     put("sft.jsonl", [rows[0] | dict(image="no.png")])
-    refused("sft.jsonl:1: no.png: no such file", *sft)
+    assert_refused("sft.jsonl:1: no.png: no such file", *sft)
     put("sft.jsonl", [rows[0] | dict(question="what is <|image_pad|>?")])
-    refused("question 'q0': the text holds", *sft)
+    assert_refused("question 'q0': the text holds", *sft)
     put("sft.jsonl", [r for r in rows if r["id"] in {q.id for q in held}])
-    refused("--sft-data sft.jsonl: all its lines are about held-out questions", *sft)
+    assert_refused("--sft-data sft.jsonl: all its lines are about held-out questions", *sft)
     put("sft.jsonl", rows)
     assert len(run(*sft)) == 40
 
