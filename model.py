@@ -26,11 +26,9 @@ from PIL import Image
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data import Question
+from engine.attention import Branches
 from engine.command import UserError
 from engine.families import FAMILIES, Family
 from engine.lora import Adapter, in_role
@@ -169,7 +167,7 @@ class Batch:
     def tree(self) -> torch.Tensor:
         """(B, 1, T, T) boolean attention mask: causal, and only within the own segment or to the prompt (segment 0).
 
-        For models that take a plain mask only (the judge); ours get `Branches`, which says the same in less.
+        For models that take a plain mask only (the judge); ours get `Branches` (engine/attention.py), the same in less.
         """
         s = self.segment
         causal = torch.ones(s.shape[1], s.shape[1], dtype=torch.bool, device=s.device).tril()
@@ -242,47 +240,8 @@ def trunk(base: nn.Module, family: Family, batch: Batch, cache=None) -> torch.Te
     is_image = ((batch.ids == base.config.image_token_id) & (batch.segment == 0))[..., None]
     deeper = [torch.zeros_like(embedded).masked_scatter(is_image, x) for x in pictures[1:]]  # (B, T, H) each
     embedded = embedded.masked_scatter(is_image, pictures[0])
-    tree = Branches(batch) if len(batch.last) else None
-    return family.language_states(base, embedded, batch.positions, cache, tree=tree, deeper=deeper).flatten(0, 1)
-
-
-class Branches:
-    """The tree for `tree_attention`. Stock code passes it through its layers as a keyword, and `mask` as the mask."""
-
-    def __init__(self, batch: Batch):
-        self.prompt, own = batch.prompt, batch.place >= 0
-        self.place, self.row = batch.place.clamp(min=0), batch.place[:, 0] // batch.ids.shape[1]
-        self.live = own.flatten().nonzero()[:, 0]  # once per batch: nonzero() makes the CPU wait for the GPU
-        self.there = batch.place.flatten()[self.live]
-        length = (batch.segment == 0).sum(1)[self.row]  # of each response's prompt
-        before = torch.arange(self.prompt, device=length.device) < length[:, None]
-        causal = own.new_ones(own.shape[1], own.shape[1]).tril() & own[:, None]
-        self.mask = torch.cat([before[:, None].expand(-1, causal.shape[1], -1), causal], 2)[:, None]  # (R, 1, L, P + L)
-
-
-def tree_attention(module, q, k, v, attention_mask, scaling=None, tree=None, **more):
-    """Stock sdpa; under a tree mask the same numbers, without computing the masked part. q, k, v (B, heads, T, dim).
-
-    Prompts see themselves, then each response sees its prompt and itself.
-    """
-    if tree is None:
-        return sdpa_attention_forward(module, q, k, v, attention_mask, scaling=scaling, **more)
-    k, v = (repeat_kv(x, module.num_key_value_groups) for x in (k, v))
-    B, H, T, dim = q.shape
-    of_prompts = [x[:, :, : tree.prompt] for x in (q, k, v)]
-    out = F.scaled_dot_product_attention(*of_prompts, is_causal=True, scale=scaling).transpose(1, 2)
-    out = F.pad(out, (0, 0, 0, 0, 0, T - tree.prompt)).flatten(0, 1)
-    own = [x.transpose(1, 2).flatten(0, 1)[tree.place].transpose(1, 2) for x in (q, k, v)]  # (R, heads, L, dim)
-    seen = [torch.cat([x[tree.row], y], 2) for x, y in zip(of_prompts[1:], own[1:], strict=True)]
-    found = F.scaled_dot_product_attention(own[0], *seen, attn_mask=attention_mask, scale=scaling).transpose(1, 2)
-    return out.index_copy(0, tree.there, found.flatten(0, 1)[tree.live]).view(B, T, H, dim), None
-
-
-def use_tree_attention(config) -> None:
-    """Let a language model's configuration name our attention. Stock models beside it stay stock."""
-    ALL_ATTENTION_FUNCTIONS.register("tree", tree_attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register("tree", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])  # for stock generate
-    config._attn_implementation = "tree"
+    pattern = Branches(batch) if len(batch.last) else None
+    return family.language_states(base, embedded, batch.positions, cache, pattern, deeper).flatten(0, 1)
 
 
 class Fp32Product(torch.autograd.Function):
@@ -338,7 +297,7 @@ class VLM(nn.Module):
         self.hf, self.encoder, self.family, self.adapter = hf, encoder, encoder.family, adapter  # --lora: hf is shared
         words, device = hf.config.get_text_config().vocab_size, hf.lm_head.weight.device
         self.register_buffer("banned", torch.zeros(words, device=device), persistent=False)
-        use_tree_attention(hf.model.language_model.config)
+        self.family.use_own_attention(hf.model)
         self.init_buffers()
 
     def init_buffers(self) -> None:
@@ -382,11 +341,11 @@ class VLM(nn.Module):
         with in_role(self):
             return self.logits(trunk(self.base, self.family, batch, cache)[ends])
 
-    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache) -> torch.Tensor:
-        """One more token (n,) for n rows: positions (3, n, 1), mask (n, window) over the cache -> logits (n, V)."""
+    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, kv) -> torch.Tensor:
+        """One more token (n,) for n rows at positions (3, n, 1), over KeysValues -> logits of the next (n, V)."""
         embedded = self.base.get_input_embeddings()(tokens[:, None])  # (n, 1, H)
         with in_role(self):
-            hidden = self.family.language_states(self.base, embedded, positions, cache, mask[:, None, None])
+            hidden = self.family.language_states(self.base, embedded, positions, kv, kv)
         return self.logits(hidden[:, 0])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from config import Config
 from data import seed_of, slices
-from engine.keys_values import KeysValues, attention
+from engine.keys_values import LOOK_EVERY, SHRINK_AT, Decoder, KeysValues
 from engine.sharding import all_gather
 from model import VLM, Prompt, pack
 
@@ -124,10 +124,9 @@ def rollout(
     vlm.eval()
     per_pass = max(1, max_rows // group)
     out = []
-    with attention(vlm.base.language_model.config, "grouped_decode"):
-        for part in slices(len(prompts), per_pass):
-            keys = [name if isinstance(name, tuple) else (name,) for name in names[part]]
-            out += sample(vlm, prompts[part], keys, group, max_new_tokens, how, purpose)
+    for part in slices(len(prompts), per_pass):
+        keys = [name if isinstance(name, tuple) else (name,) for name in names[part]]
+        out += sample(vlm, prompts[part], keys, group, max_new_tokens, how, purpose)
     return out
 
 
@@ -138,31 +137,26 @@ def prefill(vlm: VLM, prompts: list[Prompt], group: int, max_new_tokens: int) ->
     cache = DynamicCache(config=config)
     places = ends + torch.arange(len(prompts)) * batch.ids.shape[1]
     logits = vlm.prefill(batch, places.to(vlm.device), cache)
-    kv = KeysValues(config, prompts, group, max_new_tokens, vlm.device, cache.layers[0].keys.dtype)
+    kv = KeysValues(config, prompts, group, max_new_tokens, cache.layers[0].keys, Decoder.captures(vlm))
     for i, layer in enumerate(cache.layers):
         kv.fill(i, layer.keys, layer.values, group)
     return logits.repeat_interleave(group, 0), kv
 
 
-def decode_one(vlm: VLM, tokens: torch.Tensor, kv: KeysValues) -> torch.Tensor:
-    """One more token (n,) for the n rows that are still decoded -> logits of the next one (n, V)."""
-    kv.window += 1
-    mask = torch.arange(kv.window, device=tokens.device) <= kv.length[: kv.rows, None]  # (n, window)
-    positions = (kv.length + kv.shift)[None, : kv.rows, None].expand(3, -1, -1)  # (3, n, 1)
-    logits = vlm.decode(tokens, positions, mask, kv)
-    kv.length[: kv.rows] += 1
-    return logits
-
-
 def sample(vlm, prompts, keys, group, max_new_tokens, how, purpose) -> list[list[Response]]:
-    """One pass of `rollout`: prefill, then draw a token for every row that has not ended, and decode it."""
+    """One pass of `rollout`: prefill, then draw a token for every row, and decode it, until all rows have ended.
+
+    What a row draws behind its end counts for nothing; now and then the rows that have ended leave.
+    """
     encoder, rows, device = vlm.encoder, len(prompts) * group, vlm.device
+    look_every, shrink_at = LOOK_EVERY[device.type], SHRINK_AT[device.type]
     ends = torch.tensor(encoder.ends, device=device)
     u = torch.zeros(rows, max_new_tokens, dtype=torch.double)
     if not how.greedy:
         u = torch.from_numpy(np.concatenate([uniforms(group, max_new_tokens, *purpose, *k) for k in keys]))
     u = u.to(device)
     logits, kv = prefill(vlm, prompts, group, max_new_tokens)
+    decode = Decoder(vlm, kv)
     seen = tokens_of(prompts, group, logits) if how.repetition_penalty != 1.0 else None
     tokens = torch.full((rows, max_new_tokens), encoder.end, device=device)
     logps = torch.zeros(rows, max_new_tokens, device=device)
@@ -178,18 +172,20 @@ def sample(vlm, prompts, keys, group, max_new_tokens, how, purpose) -> list[list
         finished[living] |= torch.isin(drawn, ends)
         if seen is not None:
             seen[living, drawn] = True
-        running = ~finished[living]
-        left = int(running.sum())
-        anywhere = left
-        if isinstance(vlm, FSDPModule):  # every rank must take part until the last row of any rank has ended
-            anywhere = max(all_gather(left))
-        if anywhere == 0 or t == max_new_tokens - 1:
+        if t == max_new_tokens - 1:
             break
-        if 0 < left <= 0.75 * len(living):  # finished rows leave in bunches
-            keep = running.nonzero()[:, 0]
-            kv.keep(keep)
-            living, drawn = living[keep], drawn[keep]
-        logits = decode_one(vlm, drawn, kv)
+        if (t + 1) % look_every == 0:
+            running = ~finished[living]
+            left = anywhere = int(running.sum())
+            if isinstance(vlm, FSDPModule):  # every rank must take part until the last row of any rank has ended
+                anywhere = max(all_gather(left))
+            if anywhere == 0:
+                break
+            if 0 < left <= shrink_at * len(living):  # finished rows leave in bunches
+                keep = running.nonzero()[:, 0]
+                kv.keep(keep)
+                living, drawn = living[keep], drawn[keep]
+        logits = decode(drawn)
     tokens, logps, count, finished = tokens.tolist(), logps.tolist(), count.tolist(), finished.tolist()
     out = []
     for i, (name, *_) in enumerate(keys):

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from engine.attention import use_own_attention
 from tiny.models import tiny_internvl, tiny_qwen, tiny_qwen3
 
 
@@ -45,6 +46,7 @@ class Family:
     as_called: Callable  # image processor -> None: sets what the stock processor sets when it is called
     limit: Callable  # (image processor, config, most image tokens of a picture) -> None: sets it
     tiny: Callable  # (width, layers) -> (config, tokenizer, image processor) of a tiny model of the real classes
+    windows: bool  # does the vision tower attend inside sequences of patches (windows, pictures)?
     published_pictures: dict  # what the image processor of the published models says beside its defaults
     deepstack: str = ""  # where further projectors lie, whose pictures are added behind the first decoder layers
 
@@ -88,25 +90,36 @@ class Family:
         return [projector(x.reshape(-1, next(projector.parameters()).shape[0])) for projector, x in parts]
 
     def language_states(
-        self, base: nn.Module, embedded, positions, cache=None, mask=None, tree=None, deeper: Sequence = ()
+        self, base: nn.Module, embedded, positions, cache=None, pattern=None, deeper: Sequence = ()
     ) -> torch.Tensor:
         """The stock language model on embedded tokens (B, T, H): -> its last hidden states; positions are (3, B, T).
 
-        mask (or tree.mask) has four axes: stock code takes it as it is. `tree` reaches our attention as a keyword.
-        deeper: what is added to the hidden states (B, T, H) behind each of the first layers.
+        pattern: who attends to whom (engine/attention.py), causal without one. It reaches our attention as a keyword;
+        a mask of four axes keeps stock code from making one. deeper: what is added to the hidden states (B, T, H)
+        behind each of the first layers.
         """
         axes = (getattr(base.config.get_text_config(), "rope_parameters", None) or {}).get("mrope_section")
         rows = torch.arange(len(embedded), device=embedded.device)  # stock code indexes with them: all rows, whole
         out = base.language_model(
             inputs_embeds=embedded,
-            attention_mask=tree.mask if tree else mask,
+            attention_mask=None if pattern is None else rows.view(-1, 1, 1, 1),
             position_ids=positions if axes else positions[0],  # three rotary axes, or one
             past_key_values=cache,
             use_cache=cache is not None,
-            tree=tree,
+            pattern=pattern,
             **(dict(visual_pos_masks=rows, deepstack_visual_embeds=deeper) if deeper else {}),
         )
         return out.last_hidden_state
+
+    def use_own_attention(self, base: nn.Module) -> None:
+        """Let this stock model attend by engine/attention.py.
+
+        The rotary tables of a "dynamic" rope are those of the default up to max_position_embeddings, but looking for
+        longer rows makes the CPU wait in every forward pass, and a captured graph cannot look.
+        """
+        rotary = base.language_model.rotary_emb
+        rotary.rope_type = "default" if rotary.rope_type == "dynamic" else rotary.rope_type
+        use_own_attention(base.language_model, base.get_submodule(self.vision) if self.windows else None)
 
 
 def plain_positions(config, ids: torch.Tensor, pixels: dict | None) -> torch.Tensor:
@@ -159,6 +172,7 @@ FAMILIES = {
         as_called=lambda processor: None,
         limit=qwen_limit,
         tiny=tiny_qwen,
+        windows=True,
         published_pictures={},
     ),
     "internvl": Family(
@@ -176,6 +190,7 @@ FAMILIES = {
         as_called=internvl_tiles,
         limit=internvl_limit,
         tiny=tiny_internvl,
+        windows=False,
         published_pictures=dict(size={"height": 448, "width": 448}, crop_to_patches=True),
     ),
 }

@@ -1,35 +1,41 @@
-"""Keys and values of the rows that are decoded, in one fixed block per layer, and the attention that reads them."""
-
-import contextlib
+"""Keys and values of the rows that are decoded, in one fixed block per layer, and the step that decodes one token."""
 
 import torch
 import torch.nn.functional as F
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch.distributed.fsdp import FSDPModule
 
-from model import Prompt
+from engine.attention import KERNEL_TAKES, Sequences, has_kernel, variable_length
+from model import VLM, Prompt
+
+# On a GPU every look at "has everybody ended?" makes the CPU wait, and every number of rows is a graph of its own.
+LOOK_EVERY = dict(cpu=1, cuda=16)  # tokens between two looks
+SHRINK_AT = dict(cpu=0.75, cuda=0.5)  # the share of rows still running at which the finished ones leave
 
 
 class KeysValues:
-    """Keys and values of all rows, (rows, heads, longest prompt + new tokens, dim) a layer; each row has its length.
+    """Keys and values of all rows, (rows, longest prompt + new tokens, heads, dim) a layer; each row has its length.
 
-    What the decoder layers take for `past_key_values`. The first `rows` rows are still being decoded.
+    What the decoder layers take for `past_key_values`, and the pattern of their attention. The first `rows` rows are
+    still being decoded. `fixed`: attention always reads the whole block, as a captured graph must.
     """
 
-    def __init__(self, config, prompts: list[Prompt], group: int, max_new_tokens: int, device, dtype):
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    def __init__(self, config, prompts: list[Prompt], group: int, max_new_tokens: int, like: torch.Tensor, fixed: bool):
+        dim, device = like.shape[-1], like.device
         lengths = torch.tensor([len(p.ids) for p in prompts])
         begins = torch.tensor([int(p.positions.max()) + 1 for p in prompts])
-        self.rows, self.window = len(prompts) * group, int(lengths.max())  # window: how far the longest row may reach
-        shape = (self.rows, config.num_key_value_heads, self.window + max_new_tokens, dim)
-        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.rows, self.window = len(prompts) * group, int(lengths.max())  # window: how far attention reads
+        self.fixed, self.total = fixed, self.window + max_new_tokens
+        shape = (self.rows, self.total, config.num_key_value_heads, dim)
+        self.k = [torch.zeros(shape, device=device, dtype=like.dtype) for _ in range(config.num_hidden_layers)]
+        self.v = [torch.zeros(shape, device=device, dtype=like.dtype) for _ in range(config.num_hidden_layers)]
         self.length = lengths.repeat_interleave(group).to(device)
         self.shift = (begins - lengths).repeat_interleave(group).to(device)  # rotary position = place + shift
 
     def fill(self, layer: int, k: torch.Tensor, v: torch.Tensor, group: int) -> None:
         """The prompts' keys and values (prompts, heads, T, dim), each for `group` rows."""
         for mine, prompt_part in ((self.k[layer], k), (self.v[layer], v)):
-            mine[:, :, : self.window] = prompt_part[:, :, : self.window].repeat_interleave(group, 0)
+            part = prompt_part[:, :, : self.window].transpose(1, 2)
+            mine[:, : self.window].unflatten(0, (-1, group)).copy_(part[:, None])
 
     def keep(self, rows: torch.Tensor) -> None:
         """Move these rows to the front; the others have ended."""
@@ -37,36 +43,94 @@ class KeysValues:
         for block in (*self.k, *self.v, self.length, self.shift):
             block[: self.rows] = block[rows]
 
+    def open_token(self) -> torch.Tensor:
+        """Make room for one more token of every row -> its rotary positions (3, rows, 1)."""
+        self.window = self.total if self.fixed else self.window + 1
+        length = self.length[: self.rows]
+        self.at = length[:, None, None, None].expand(-1, 1, *self.k[0].shape[2:])  # where it is written
+        if self.in_one_call:
+            ends = torch.arange(self.rows + 1, device=length.device, dtype=torch.int32)
+            self.sequences, self.used = Sequences(ends, ends * self.total, 1, self.total), (length + 1).int()
+        else:
+            self.mask = (torch.arange(self.window, device=length.device) <= length[:, None])[:, None, None]
+        return (length + self.shift[: self.rows])[None, :, None].expand(3, -1, -1)
+
+    @property
+    def in_one_call(self) -> bool:
+        """Does the variable-length kernel read this block?"""
+        return self.fixed and "seqused_k" in KERNEL_TAKES and has_kernel(self.k[0])
+
     def update(self, k, v, layer, *_, **__):
-        """Write one new token per row at its own place; return what attention may read."""
-        at = self.length[: self.rows, None, None, None].expand(-1, k.shape[1], 1, k.shape[3])
-        self.k[layer][: self.rows].scatter_(2, at, k)
-        self.v[layer][: self.rows].scatter_(2, at, v)
-        return self.k[layer][: self.rows, :, : self.window], self.v[layer][: self.rows, :, : self.window]
+        """Write one new token per row, (rows, heads, 1, dim), at its own place; -> what attention may read."""
+        for mine, new in ((self.k[layer], k), (self.v[layer], v)):
+            mine[: self.rows].scatter_(1, self.at, new.transpose(1, 2))
+        return self.k[layer][: self.rows], self.v[layer][: self.rows]
+
+    def attend(self, q, k, v, scale: float) -> torch.Tensor:
+        """One query per row over the block: q (rows, heads, 1, dim) -> (rows, 1, heads, dim)."""
+        if self.in_one_call:
+            flat = (x.flatten(0, 1) for x in (k, v))
+            return variable_length(q.squeeze(2), *flat, self.sequences, scale, used=self.used)[:, None]
+        rows, heads, _, dim = q.shape
+        k, v = (x[:, : self.window].transpose(1, 2) for x in (k, v))
+        q = q.reshape(rows, k.shape[1], -1, dim)  # query heads that share a KV head become queries: it is read once
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, scale=scale).reshape(rows, 1, heads, dim)
 
     def get_seq_length(self, *_):
         """Not used: positions are given. Stock code asks for it."""
         return 0
 
 
-def grouped_decode(module, q, k, v, mask, scaling=None, **_):
-    """Attention of one query per row. Query heads that share a KV head become queries: K and V are read once."""
-    if q.shape[2] > 1:
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, mask, scaling=scaling)
-    rows, heads, _, dim = q.shape
-    groups = module.num_key_value_groups
-    out = F.scaled_dot_product_attention(
-        q.reshape(rows, heads // groups, groups, dim), k, v, attn_mask=mask, scale=scaling
-    )
-    return out.reshape(rows, 1, heads, dim), None
+class Decoder:
+    """Decodes one more token for every row of `kv`. On a GPU the step is captured as a graph, one per number of rows.
 
+    Launching a thousand kernels takes longer than running them, and a graph launches all at once. Graphs live as long
+    as the pass: they point at its block and at the model's weights as they are now.
+    """
 
-@contextlib.contextmanager
-def attention(config, name: str):
-    """Use another attention function inside the block."""
-    ALL_ATTENTION_FUNCTIONS.register("grouped_decode", grouped_decode)
-    before, config._attn_implementation = config._attn_implementation, name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    works = True  # until a capture fails
+
+    def __init__(self, vlm: VLM, kv: KeysValues):
+        self.vlm, self.kv, self.graphs = vlm, kv, {}
+        self.tokens = torch.zeros(kv.rows, dtype=torch.long, device=vlm.device)
+
+    @staticmethod
+    def captures(vlm: VLM) -> bool:
+        """Is a step of this model captured? A sharded model gathers its weights by calls that cannot be."""
+        return Decoder.works and vlm.device.type == "cuda" and not isinstance(vlm, FSDPModule)
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens (rows,), the last of each row -> logits of the next (rows, V), overwritten by the next call."""
+        rows = self.kv.rows
+        self.tokens[:rows].copy_(tokens)
+        if self.captures(self.vlm) and rows not in self.graphs:
+            length = self.kv.length.clone()
+            try:
+                self.graphs[rows] = self.capture()
+            except RuntimeError as error:
+                Decoder.works = False
+                print(f"WARNING: decoding without a CUDA graph, slower: {str(error).splitlines()[0]}", flush=True)
+            self.kv.length.copy_(length)  # the token is decoded below
+        if rows not in self.graphs:
+            return self.step()
+        graph, logits = self.graphs[rows]
+        graph.replay()
+        return logits
+
+    def step(self) -> torch.Tensor:
+        """Decode one token for the first `kv.rows` rows, out of self.tokens."""
+        logits = self.vlm.decode(self.tokens[: self.kv.rows], self.kv.open_token(), self.kv)
+        self.kv.length[: self.kv.rows] += 1
+        return logits
+
+    def capture(self) -> tuple:
+        """A graph of the step and the logits that it writes; a plain step warms up. Lengths may change."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self.step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = self.step()
+        return graph, logits

@@ -20,6 +20,7 @@ from tests.helpers import FAMILIES, HOME, OURS
 
 LEVELS = """
     engine.command engine.files engine.answers engine.pictures engine.plain engine.words engine.marks data grpo
+    engine.attention
     config engine.families engine.contradictions engine.served engine.rule engine.tracker tiny.world tiny.models
     model engine.sharding engine.guard engine.folders engine.loading engine.keys_values engine.lora
     discriminator judge rollout engine.alarms engine.run engine.memory engine.players engine.local engine.asking
@@ -128,6 +129,9 @@ assert before["attention"]["sdpa"].__module__ == "transformers.integrations.sdpa
 """
 
 
+LANGUAGE = "transformers.Qwen2ForCausalLM(transformers.Qwen2Config(num_hidden_layers=1, vocab_size=8))"
+
+
 def imported(code: str) -> subprocess.CompletedProcess:
     """A fresh process that runs `code` and then compares itself with what it was."""
     code = f"{PROCESS}\n{code}\nprint([name for name, x in process().items() if x != before[name]])"
@@ -137,7 +141,7 @@ def imported(code: str) -> subprocess.CompletedProcess:
 
 def test_importing_every_file_changes_nothing_in_the_process():
     assert imported("\n".join(f"import {name}" for name in modules())).stdout == "[]\n"
-    said = imported("import model\nmodel.use_tree_attention(transformers.Qwen2Config())").stdout
+    said = imported(f"import engine.attention as a\na.use_own_attention({LANGUAGE})").stdout
     assert said == "['attention', 'masks']\n"  # a change would be seen
 
 

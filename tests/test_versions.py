@@ -85,21 +85,21 @@ def own_attention(functions) -> None:
     """A registered function is called in every layer, and gets a mask of four axes and our keyword as they are."""
     seen = []
 
-    def ours(module, q, k, v, attention_mask, scaling=None, tree=None, **more):
-        seen.append((attention_mask, tree, module.num_key_value_groups, scaling))
+    def ours(module, q, k, v, attention_mask, scaling=None, pattern=None, **more):
+        seen.append((attention_mask, pattern, module.num_key_value_groups, scaling))
         return functions["sdpa"](module, q, k, v, None, scaling=scaling, is_causal=True)
 
     functions.register("test_of_versions", ours)
     ALL_MASK_ATTENTION_FUNCTIONS.register("test_of_versions", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     for family in ("qwen", "qwen3", "internvl"):
-        language, mask, tree = small(family).model.language_model, torch.ones(5, 1, 2, 3), object()
+        language, mask, pattern = small(family).model.language_model, torch.ones(5, 1, 2, 3), object()
         language.config._attn_implementation = "test_of_versions"
         places = torch.arange(6)[None] if family == "internvl" else torch.arange(6).expand(3, 1, -1)
         given = dict(inputs_embeds=torch.randn(1, 6, 32), position_ids=places, use_cache=False)
         with torch.no_grad():
-            out = language(attention_mask=mask, tree=tree, **given).last_hidden_state
+            out = language(attention_mask=mask, pattern=pattern, **given).last_hidden_state
         assert out.shape == (1, 6, 32) and out.isfinite().all()
-        assert len(seen) == 2 and all(m is mask and t is tree and n == 2 for m, t, n, _ in seen), family
+        assert len(seen) == 2 and all(m is mask and p is pattern and n == 2 for m, p, n, _ in seen), family
         seen.clear()
 
 
@@ -231,18 +231,18 @@ class Used:
 
 USED = [
     Used("transformers.core_model_loading:revert_weight_conversion", "", "tensor names in files", file_names),
-    Used("transformers.integrations.sdpa_attention:repeat_kv", "", "tree attention", heads_repeated),
+    Used("transformers.integrations.sdpa_attention:repeat_kv", "", "padded attention on a GPU", heads_repeated),
     Used(
         "transformers.integrations.sdpa_attention:sdpa_attention_forward",
         "scaling",
-        "attention without a tree mask",
+        "attention without a pattern",
         stock_attention,
     ),
     Used("transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS", "", "tree and decode attention", own_attention),
     Used("transformers:PreTrainedModel._init_weights", "module", "rotary tables after loading", rotary_tables),
     Used(f"transformers:PreTrainedModel.{CHECKPOINTING}", "", "--recompute", recomputed_layers),
     Used("transformers:PreTrainedModel.tie_weights", "", "tied heads", one_tensor),
-    Used("transformers:PreTrainedConfig._attn_implementation", "", "switching the attention for decoding"),
+    Used("transformers:PreTrainedConfig._attn_implementation", "", "naming our attention"),
     Used(
         "transformers.models.got_ocr2.image_processing_pil_got_ocr2:GotOcr2ImageProcessorPil",
         "",
@@ -268,6 +268,7 @@ USED = [
     Used("torch.distributed.fsdp:register_fsdp_forward_method", "", "prefill and decode of a sharded model"),
     Used("torch.distributed.checkpoint.api:CheckpointException", "", "damaged checkpoints are named"),
     Used("torch.distributed.checkpoint.state_dict:get_state_dict", "model optimizers", "resume"),
+    Used("torch.nn.attention.varlen:varlen_attn", "cu_seq_q cu_seq_k max_q max_k", "attention on a GPU"),
     Used("torch.backends.cuda:enable_cudnn_sdp", "", "NaN gradients under a mask"),
 ]
 

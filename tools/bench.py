@@ -53,7 +53,7 @@ from engine.lora import Adapter, make_adaptable
 from engine.memory import count_of
 from grpo import Objective, advantages, policy_loss
 from model import VLM, pack, token_logps
-from rollout import GREEDY, attention, rollout
+from rollout import GREEDY, rollout
 from tiny.models import TINY
 from tiny.world import world_questions
 
@@ -414,10 +414,19 @@ def speed(args, argv: list) -> dict:
         for who, step, rows in (("own", own_step, groups), ("stock", stock_step, groups), ("double", own_step, twice))
     }
 
+    configs = {
+        id(x.config): x.config for base in (student.base, D.base) for x in base.modules() if hasattr(x, "config")
+    }
+    configs = list(configs.values())
+    own = [x._attn_implementation for x in configs]
+
     def as_stock(job):
         """The job with stock attention, as a stock model has it."""
-        with attention(student.base.language_model.config, "sdpa"), attention(D.base.language_model.config, "sdpa"):
-            job()
+        for config in configs:
+            config._attn_implementation = "sdpa"
+        job()
+        for config, name in zip(configs, own, strict=True):
+            config._attn_implementation = name
 
     work = {(who, name): job for who, phases in jobs.items() for name, job in phases.items()}
     work |= evaluations(student, asked, T, answers)
