@@ -18,11 +18,13 @@ Stages, in order; each leaves an artefact in runs/NAME and is skipped when the a
 Left out on purpose: trainer classes, callbacks, configuration files; metrics.jsonl is the log (--tracker copies it).
 """
 
+import copy
 import gc
 import os
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -37,6 +39,7 @@ from config import D_ALARM, STAGES, Config, parse
 from data import questions_at, slices
 from discriminator import discriminator_backward, discriminator_scores
 from engine import report
+from engine.ahead import Ahead
 from engine.asking import teacher_model
 from engine.checks import check_players, check_questions, unlike_the_paper
 from engine.command import UserError, run_command
@@ -65,7 +68,7 @@ from engine.run import Checkpoints, Run, open_run, peak_memory_mb, pretraining_q
 from engine.sharding import all_gather, barrier, dealt, new_folder, rank_and_world
 from eval import evaluate
 from grpo import Objective, advantages, policy_loss, rewards, teacher_advantages
-from model import VLM
+from model import VLM, Encoder
 from rollout import rollout, sampling_of
 from teachers import TeacherCache, teacher_folder, teachers
 from tiny.lessons import sft
@@ -146,20 +149,20 @@ def ril(run: Run) -> None:
     objective = Objective(P * in_mean, **lengths, eps=cfg.eps, beta=cfg.beta, kl=cfg.kl, teacher_use=cfg.teacher_use)
     if (start := checkpoints.resume(progress)) == 0:
         validate(run, replica, student, parts["valid"], 0, progress)
+    ahead = Ahead(partial(encoded_at, copy.deepcopy(replica.encoder), questions, P, cfg.seed), cfg.steps)
 
     for step in range(start, cfg.steps):  # line 3
         clock = report.Clock()
-        # 1 questions: P over all ranks. A rank has `own`; one more pads a rank that has fewer than the others
-        visits = questions_at(questions, step, P, cfg.seed)
-        here, own = dealt(visits)
+        # 1 questions: P over all ranks, each with its visit; `own` of them are this rank's
+        visits, here, own, prompts = ahead(step)
         asked, keys, ids = [q for q, _ in here], [(q.id, n) for q, n in here[:own]], [q.id for q, _ in visits]
-        prompts = [replica.encoder.encode_question(q) for q in asked]
 
         # 2 rollout: G responses per question from the replica, which is pi_old (lines 4-5)
         with refreshed(run, replica, student):
             limits = (cfg.max_new_tokens, how, (cfg.seed, "rollout"), cfg.rollout_rows)
             fresh = rollout(replica, prompts[:own], keys, G, *limits)
             seen = replica.encode_pictures(prompts)
+        ahead.begin(step + 1)
         clock("rollout")
 
         # 3 teachers: cached responses to the same questions, and their verdicts (line 6)
@@ -228,6 +231,16 @@ def ril(run: Run) -> None:
         checkpoints.save(step + 1, progress)
     checkpoints.finish()
     save(student, run.path / "checkpoints" / "last", torch.float32)
+
+
+def encoded_at(encoder: Encoder, questions: list, count: int, seed: int, step: int) -> tuple[list, list, int, list]:
+    """A step's (question, visit) over all ranks; this rank's, one more where others have more; its own; its prompts.
+
+    It may run in a thread, and a tokenizer serves one thread at a time: so the encoder is a copy.
+    """
+    visits = questions_at(questions, step, count, seed)
+    here, own = dealt(visits)
+    return visits, here, own, [encoder.encode_question(q) for q, _ in here]
 
 
 def validate(run: Run, replica: VLM, student: VLM, valid: list, step: int, progress: dict) -> None:

@@ -19,7 +19,8 @@ import tiny.world as tiny_world
 from tests.helpers import FAMILIES, HOME, OURS
 
 LEVELS = """
-    engine.command engine.files engine.answers engine.pictures engine.plain engine.words engine.marks data grpo
+    engine.ahead engine.command engine.files engine.answers engine.pictures engine.plain engine.words
+    engine.marks data grpo
     engine.attention
     config engine.families engine.contradictions engine.served engine.rule engine.tracker tiny.world tiny.models
     model engine.sharding engine.guard engine.folders engine.loading engine.keys_values engine.lora

@@ -45,6 +45,7 @@ from transformers import GenerationConfig
 
 from data import slices
 from discriminator import Discriminator, discriminator_loss
+from engine.ahead import Ahead
 from engine.command import Flags, UserError, run_command
 from engine.families import FULL
 from engine.files import write
@@ -179,6 +180,28 @@ def stock_step(student, D, prompts: list, groups: list, *more) -> dict:
         student.hf.generate(**left, **how)
 
     return phases_of_step(sample, logps, student_logit, groups, *more)
+
+
+def pictures_ahead(encode, train, repeats: int) -> dict:
+    """Wall seconds of encoding a step's questions and training on it: one after the other, and beside it in a thread.
+
+    train.py does the second. It needs a core that training leaves free.
+    """
+    ahead, times = Ahead(lambda step: encode(), repeats), dict(encode=[], after_each_other=[], in_a_thread=[])
+    for i in range(repeats):
+        begin = time.perf_counter()
+        encode()
+        encoded = time.perf_counter()
+        train()
+        trained = time.perf_counter()
+        ahead.begin(i)
+        train()
+        ahead(i)
+        times["in_a_thread"].append(time.perf_counter() - trained)
+        times["encode"].append(encoded - begin)
+        times["after_each_other"].append(trained - begin)
+    gain = ratio(times["after_each_other"], times["in_a_thread"])
+    return {f"{name}_seconds": round(statistics.median(x), 4) for name, x in times.items()} | gain
 
 
 # ------------------------------------------------------------------------------------------------ memory
@@ -435,6 +458,12 @@ def speed(args, argv: list) -> dict:
     for who, phases in jobs.items():
         times[who, "step"] = [sum(x) for x in zip(*(times[who, name] for name in phases), strict=True)]
 
+    encoder, asked_again = copy.deepcopy(student.encoder), world_questions("train", Q, cell=args.cell)
+
+    def encode():
+        for q in asked_again:
+            encoder.encode_question(q)
+
     flops, bandwidth = ceilings(args)
     limit = limits(student, D, prompts, asked, groups, flops, bandwidth)
     tokens = {name: T * Q * 2 * G for name in limit} | dict(evaluation=T * 4 * Q, rollout=T * Q * G)
@@ -448,6 +477,7 @@ def speed(args, argv: list) -> dict:
         "greedy_answers_equal": answers["own"] == answers["stock"],
         "largest_difference": (torch.cat(logps["own"]) - torch.cat(logps["stock"])).abs().max().item(),
         "peak_memory_of": "the tensors" if cuda else "the process until then (ours runs first)",
+        "pictures_ahead": pictures_ahead(encode, jobs["own"]["update"], args.repeats),
         "doubling_group_size": ratio(times["double", "step"], times["own", "step"]),
     } | compared(times, peak, limit, tokens)
 
