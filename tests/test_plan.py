@@ -1,5 +1,8 @@
 """tools.plan and engine/memory.py: parameters, memory, disk, hours."""
 
+import json
+import re
+
 import pytest
 from torch.distributed.checkpoint import FileSystemReader
 
@@ -9,6 +12,7 @@ import engine.families as families
 import engine.loading as loading
 import engine.memory as memory
 import tools.plan as plan
+from engine.command import UserError
 from tests.helpers import SMALL
 
 PUBLISHED = {  # parameters of the published checkpoints
@@ -69,10 +73,11 @@ def test_the_plan_knows_the_size_of_a_checkpoint_and_that_three_exist_at_once(st
 
 def test_the_plan_counts_launches_of_decoding_and_the_traffic_between_gpus(monkeypatch):
     cfg = config.parse(["--student", "qwen2.5-vl-7b"])
-    token = plan.answering(cfg, cfg.student, 20) / cfg.max_new_tokens
-    assert 0.012 < token < 0.018  # without launches: 0.009
-    monkeypatch.setattr(plan, "LAUNCH", 0)
-    assert plan.answering(cfg, cfg.student, 20) / cfg.max_new_tokens < 0.01
+    eager = plan.answering(cfg, cfg.student, 20, whole=False) / cfg.max_new_tokens
+    captured = plan.answering(cfg, cfg.student, 20) / cfg.max_new_tokens
+    assert 0.012 < eager < 0.018 and 0.007 < captured < 0.01  # 1,036 kernels; 14.1 GB and the rows' keys and values
+    monkeypatch.setattr(plan, "GRAPH_LAUNCH", 20e-6)
+    assert plan.answering(cfg, cfg.student, 20) / cfg.max_new_tokens > 0.02
     assert plan.traffic(cfg, 1) == 0
     m, of = memory.sizes(cfg.student), memory.training_state(cfg)
     layers, root = m["layers"], m["root"]
@@ -112,3 +117,23 @@ def test_the_plan_cuts_weights_over_the_gpus_of_a_node_only(monkeypatch):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(of_a_node))
         gb[gpus, of_a_node] = memory.phases(cfg, gpus, "none")["student"]
     assert gb[16, 8] == pytest.approx(gb[8, 8], rel=0.1) and gb[8, 4] > gb[8, 8] + 20
+
+
+def test_measured_speeds_take_the_place_of_assumed_ones(tmp_path, monkeypatch, capsys):
+    for name in plan.MEASURED:
+        monkeypatch.setattr(plan, name, getattr(plan, name))  # so that they come back
+    found = dict(card="a card", plan=dict(BANDWIDTH=1e12, GRAPH_LAUNCH=1e-6))
+    (tmp_path / "check.json").write_text(json.dumps(found))
+    flags = ["--student", "qwen2.5-vl-7b"]
+    plan.main(flags)
+    assumed = capsys.readouterr().out
+    plan.main([*flags, "--measured", str(tmp_path / "check.json")])
+    measured = capsys.readouterr().out
+    assert "measured on a card: 400 TFLOP/s and 1.0 TB/s a GPU" in measured and "assumed (40 and 60 %" in assumed
+    seconds = [float(re.search(r"a step: .*rollout (\S+),", out)[1]) for out in (assumed, measured)]
+    assert seconds[1] == pytest.approx(2 * seconds[0], rel=0.1)  # bytes decide, and they come half as fast
+    for wrong in ("{}", "no JSON", json.dumps(found | dict(plan={})), json.dumps(found | dict(plan=dict(HOST=0)))):
+        (tmp_path / "wrong.json").write_text(wrong)
+        with pytest.raises(UserError, match="gpu_check"):
+            plan.main([*flags, "--measured", str(tmp_path / "wrong.json")])
+    assert plan.BANDWIDTH == 1e12

@@ -2,13 +2,16 @@
 
 python -m tools.plan --student qwen2.5-vl-7b --gpus 8 --gpu-memory 80     # and any other flag of train.py
 python -m tools.plan --table                                              # every published student on usual machines
+python -m tools.plan --measured check.json --student qwen2.5-vl-7b        # at the speeds that tools.gpu_check measured
 """
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 from config import parse
-from engine.command import Flags, run_command
+from engine.command import Flags, UserError, run_command
 from engine.families import FULL
 from engine.files import read_jsonl
 from engine.memory import (
@@ -22,10 +25,13 @@ from engine.memory import (
     training_state,
 )
 
-# What the plan assumes; every number is an estimate that tools.pilot replaces by a measured one.
+# What the plan assumes: estimates, until --measured replaces the first five by what tools.gpu_check found on one GPU.
 TFLOPS, BANDWIDTH = 400e12, 2.0e12  # of a GPU: matrix products; bytes/s of its own memory
-GATHER, HOST = 0.3e12, 0.02e12  # bytes/s from the other GPUs, and from or to the host's pageable memory
-KERNELS, LAUNCH = 37, 15e-6  # kernels of a decoder layer at one decoded token; seconds until an eager one is launched
+HOST = 0.02e12  # bytes/s from or to the host's pageable memory
+LAUNCH, GRAPH_LAUNCH = 15e-6, 3e-6  # seconds until a kernel is launched: eagerly, and in a captured graph
+MEASURED = ("TFLOPS", "BANDWIDTH", "HOST", "LAUNCH", "GRAPH_LAUNCH")
+GATHER = 0.3e12  # bytes/s from the other GPUs
+KERNELS = 37  # of a decoder layer at one decoded token
 MEAN_RESPONSE = 0.6  # a response's mean length as a share of the longest
 TEACHER_TOKENS = 5000.0  # tokens a second of a served teacher
 HOST_MEMORY = 0.1e12  # bytes/s at which a node's processors read and write AdamW's state
@@ -88,17 +94,25 @@ def largest_that_fits(cfg) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ how long it takes
-def answering(cfg, name: str, rows: float, gathered: bool = True, adapted: bool = False) -> float:
-    """Seconds for one GPU to sample `rows` responses from a model; not `gathered`: layers come from other GPUs.
+def token_seconds(m: dict, rows: float, context: float, speed: float, kernel: float, adapted=False) -> float:
+    """Seconds of one decoded token of `rows` rows: of its bytes, or of its launches, whichever takes longer.
 
-    A token takes as long as its bytes or as its launches, whichever is longer: decoding is eager, without CUDA graphs.
-    `adapted`: an adapter that is not merged adds two products to each of a layer's seven.
+    speed: bytes/s at which weights come; kernel: seconds until one is launched. An adapter that is not merged adds two
+    products to each of a layer's seven.
+    """
+    read = 2 * (m["all"] - m["vision"]) / speed + 0.65 * rows * context * m["kv"] / BANDWIDTH
+    return max(read, m["depth"] * (KERNELS + 14 * adapted) * kernel)
+
+
+def answering(cfg, name: str, rows: float, gathered=True, adapted=False, whole=True) -> float:
+    """Seconds for one GPU to sample `rows` responses from a model.
+
+    not `gathered`: layers come from other GPUs; not `whole`: it is sharded, and its steps are not captured as graphs.
     """
     m, mean, prompt = sizes(name), MEAN_RESPONSE * cfg.max_new_tokens, (cfg.image_tokens or 256) + PROMPT_TEXT
     side_by_side = min(cfg.rollout_rows, rows)
-    weights = 2 * (m["all"] - m["vision"]) / (BANDWIDTH if gathered else GATHER)
-    read = weights + 0.65 * side_by_side * (prompt + mean) * m["kv"] / BANDWIDTH
-    token = max(read, m["depth"] * (KERNELS + 14 * adapted) * LAUNCH)
+    speed, kernel = BANDWIDTH if gathered else GATHER, GRAPH_LAUNCH if whole else LAUNCH
+    token = token_seconds(m, side_by_side, prompt + mean, speed, kernel, adapted)
     passes = math.ceil(rows / side_by_side)
     return passes * cfg.max_new_tokens * token + rows * 2 * m["all"] * prompt / 8 / TFLOPS
 
@@ -184,7 +198,7 @@ def hours_and_disk(cfg, gpus: int, offload: str) -> dict[str, tuple[float, float
     samples += visited * max(0, more - cfg.teacher_samples) * (cfg.discriminator != "none")
     tokens = samples * mean * len(cfg.teachers.split(","))
     teaching = (len(cfg.teachers.split(",")) - len(here)) * samples * mean / TEACHER_TOKENS
-    teaching += sum(answering(cfg, name, samples / gpus, teacher_phase(cfg, name)[1]) for name in here)
+    teaching += sum(answering(cfg, n, samples / gpus, teacher_phase(cfg, n)[1], whole=False) for n in here)
     once = (1 + cfg.eval_draws) / gpus  # responses a question of a validation
     validations = 1 + cfg.steps / (cfg.eval_every or cfg.steps)
     validating = validations * answering(cfg, cfg.student, cfg.valid_questions * once)
@@ -201,7 +215,26 @@ def hours_and_disk(cfg, gpus: int, offload: str) -> dict[str, tuple[float, float
     }
 
 
-def print_plan(cfg) -> None:
+def use_measured(file: Path) -> str:
+    """Replace the constants MEASURED by those in a file that tools.gpu_check wrote -> the card that it ran on.
+
+    Raises UserError for another file, and for one of a check that measured none of them.
+    """
+    try:
+        found = json.loads(file.read_text())
+        speeds = {name: float(found["plan"][name]) for name in MEASURED if name in found["plan"]}
+        card = str(found["card"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not a file that tools.gpu_check wrote ({type(error).__name__}: {error})") from None
+    if not speeds or not all(0 < x < math.inf for x in speeds.values()):
+        raise UserError(
+            f"{file}: it holds no measured speed; run tools.gpu_check on a GPU, its parts ceilings and speed"
+        )
+    globals().update(speeds)
+    return card
+
+
+def print_plan(cfg, source: str = "assumed (40 and 60 % of an H100's peaks)") -> None:
     """What fits and how long it takes, before anything is loaded; every number is an estimate."""
     names = [cfg.student, *asked_here(cfg)]
     judge = f"{cfg.judge} {judge_parameters(cfg.judge) / 1e9:.1f} B" if judge_parameters(cfg.judge) else cfg.judge
@@ -228,12 +261,10 @@ def print_plan(cfg) -> None:
     print(f"a step: {sum(of.values()):.1f} s: " + ", ".join(f"{name} {x:.1f}" for name, x in of.items() if x))
     for stage, (hours, disk) in hours_and_disk(there, cfg.gpus, offload).items():
         print(f"{stage}: {hours:.1f} hours, {disk:.1f} GB on disk")
-    print(
-        f"assumed: {TFLOPS / 1e12:.0f} TFLOP/s and {BANDWIDTH / 1e12:.1f} TB/s a GPU (40 and 60 % of an H100's peaks), "
-        f"{GATHER / 1e12:.1f} TB/s between them,"
-    )
-    print(f"{HOST / 1e12:.2f} TB/s to the host, {LAUNCH * 1e6:.0f} microseconds a kernel of a decoded token,")
-    served = f"served teachers at {TEACHER_TOKENS:.0f} tokens/s"
+    memory = f"{BANDWIDTH / 1e12:.1f} TB/s a GPU, {HOST / 1e12:.2f} TB/s to the host"
+    print(f"{source}: {TFLOPS / 1e12:.0f} TFLOP/s and {memory},")
+    print(f"{LAUNCH * 1e6:.0f} microseconds a kernel of a decoded token, {GRAPH_LAUNCH * 1e6:.1f} in a captured graph;")
+    served = f"assumed: {GATHER / 1e12:.1f} TB/s between GPUs, served teachers at {TEACHER_TOKENS:.0f} tokens/s"
     print(f"{served}, {cfg.teacher_samples} responses a question and teacher (the paper: 16).")
     print("tools.pilot measures instead.")
     verdict = f"fits with {flags}" if flags else "does not fit: take more or larger GPUs, or a served judge"
@@ -268,11 +299,13 @@ def main(argv: list[str] | None = None) -> None:
     own.add_argument("--gpus", type=int, default=8, help="number of GPUs [8]")
     own.add_argument("--gpu-memory", type=float, default=80.0, help="GB of each [80]")
     own.add_argument("--table", action="store_true", help="every published student on usual machines, and no plan")
+    own.add_argument("--measured", type=Path, help="speeds that tools.gpu_check wrote, in place of the assumed ones")
     args, rest = own.parse_known_args(argv)
+    source = [f"measured on {use_measured(args.measured)}"] if args.measured else []
     if args.table:
         print("\n".join(table(parse([*rest, "--preset", "paper"]))))
         return
-    print_plan(dataclasses.replace(parse(rest), gpus=args.gpus, gpu_memory=args.gpu_memory))
+    print_plan(dataclasses.replace(parse(rest), gpus=args.gpus, gpu_memory=args.gpu_memory), *source)
 
 
 if __name__ == "__main__":
