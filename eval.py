@@ -160,13 +160,14 @@ def load_student(args) -> tuple:
 
 def trained_image_tokens(student: str) -> int:
     """Most image tokens of a picture in the run that a student's folder lies in; 1,280 for other real students; 0, as
-    the folder says, for tiny ones.
+    the folder says, for tiny ones. Raises UserError where the run's config.json is damaged.
     """
     from config import REAL_IMAGE_TOKENS, is_real
+    from engine.folders import read_json
 
     if Path(student).is_dir() and (config := Path(student).resolve().parent / "config.json").is_file():
-        settings = json.loads(config.read_text(encoding="utf-8")).get("settings", {})
-        if "image_tokens" in settings:
+        settings = read_json(config).get("settings")
+        if isinstance(settings, dict) and isinstance(settings.get("image_tokens"), int):
             return settings["image_tokens"]
     return REAL_IMAGE_TOKENS if is_real(student) else 0
 

@@ -3,11 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 
 import engine.loading as loading
 import eval as ev
 import judge as jd
 import tiny.world as tiny_world
+from engine.command import UserError
 from results.collect import collect
 
 
@@ -60,3 +62,14 @@ def test_evaluation_pairs_answers_with_questions(straight):
     assert whole["greedy"] == again["greedy"] and whole["texts"] == again["texts"]
     right = [jd.rule_judge(q, whole["texts"][q.id]) for q in questions]
     assert whole["greedy"] == np.mean(right)
+
+
+@pytest.mark.parametrize("text, says", [("{", "cannot be read as JSON"), ("[]", "holds no JSON object")])
+def test_a_damaged_config_of_the_students_run_is_one_line(tmp_path, text, says):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=f"config.json: {says}"):
+        ev.trained_image_tokens(str(tmp_path / "student"))
+    for settings, tokens in ((dict(image_tokens=64), 64), (dict(image_tokens="x"), 1280), ([], 1280)):
+        (tmp_path / "config.json").write_text(json.dumps(dict(settings=settings)))
+        assert ev.trained_image_tokens(str(tmp_path / "student")) == tokens
