@@ -70,6 +70,6 @@ def test_a_damaged_config_of_the_students_run_is_one_line(tmp_path, text, says):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=f"config.json: {says}"):
         ev.trained_image_tokens(str(tmp_path / "student"))
-    for settings, tokens in ((dict(image_tokens=64), 64), (dict(image_tokens="x"), 1280), ([], 1280)):
+    for settings, tokens in ((dict(image_tokens=64), 64), (dict(image_tokens="x"), 0), ([], 0)):
         (tmp_path / "config.json").write_text(json.dumps(dict(settings=settings)))
         assert ev.trained_image_tokens(str(tmp_path / "student")) == tokens
