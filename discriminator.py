@@ -8,7 +8,8 @@ Each response is read as clean text between tags, whoever wrote it: control toke
 space are removed from both, and the text is tokenised afresh. So neither truncation, nor the end token, nor an unusual
 tokenisation gives the source away, and the same text gets the same score from either side (tested).
 
-All responses to a question lie in one packed row behind the template's shared beginning.
+The template's shared beginning is read once: all responses of a pass lie in one packed row behind it, or, where D reads
+the question or the picture too, all responses to a question.
 """
 
 import copy
@@ -63,11 +64,14 @@ class Discriminator(nn.Module):
         return self.encoder.clean(text).replace("<response>", "").replace("</response>", "").strip()
 
     def pack(self, groups: list[list[str]], asked: list[tuple[str, Prompt]] | None = None, device="cpu") -> Batch:
-        """One packed row per question: groups[q] are the texts of its responses, students' and teachers' alike.
+        """groups[q] are the texts of a question's responses, students' and teachers' alike -> packed rows, in order.
 
+        One row per question, or one for all where D reads the response alone: the template begins alike for all then.
         asked[q] holds the question's text and encoded prompt; needed when D reads the question or the picture.
         """
         prompts, rows = [], []
+        if self.reads == "response":
+            groups = [[text for texts in groups for text in texts]]
         for q, texts in enumerate(groups):
             question, prompt = asked[q] if self.reads != "response" else ("", None)
             pictures = prompt.picture_tensors if self.reads == "picture" else []
@@ -82,7 +86,7 @@ class Discriminator(nn.Module):
         return pack(prompts, rows, device=device)
 
     def batches(self, questions: list, prompts: list[Prompt], groups: list[list], micro_batch: int) -> list[Batch]:
-        """The responses of every question's group, packed: one row per question, `micro_batch` rows a pass."""
+        """The responses of every question's group, packed: those to `micro_batch` questions a pass."""
         asked = [(q.text, p) for q, p in zip(questions, prompts, strict=True)]
         texts = [[r.text for r in g] for g in groups]
         cut = slices(len(groups), micro_batch)

@@ -173,7 +173,10 @@ def stock_step(student, D, prompts: list, groups: list, *more) -> dict:
         return token_logps(hidden, student.hf.lm_head, target.flatten(), student.banned).view(rows.target.shape)
 
     def student_logit(s):
-        rows = D.pack([[text] for g in texts[s] for text in g])
+        packed = D.pack(texts[s])
+        template = D.encoder.prompt(packed.ids[0, : packed.prompt].tolist(), [])
+        responses = [[x[live].tolist()] for x, live in zip(packed.target, packed.mask, strict=True)]
+        rows = pack([template] * len(responses), responses)
         return D.head(states(D.base, rows, {})[rows.last]).float().sum(-1)
 
     def sample():
