@@ -123,7 +123,8 @@ class Tiny:
 TINY = {
     "tiny-qwen": Tiny("qwen2_5_vl", 96),
     "tiny-qwen-teacher": Tiny("qwen2_5_vl", 128, voice="a"),
-    "tiny-qwen-20m": Tiny("qwen2_5_vl", 384, 11),  # for tools.bench
+    "tiny-qwen-3m": Tiny("qwen2_5_vl", 192, 6),  # for tools.bench
+    "tiny-qwen-20m": Tiny("qwen2_5_vl", 384, 11),
     "tiny-qwen3": Tiny("qwen3_vl", 96),
     "tiny-internvl": Tiny("internvl", 96),
     "tiny-internvl-teacher": Tiny("internvl", 128, voice="b"),

@@ -5,6 +5,8 @@
     python -m tools.bench --student internvl3-1b --random-weights --device cuda --dtype bf16    # published, full size
     python -m tools.bench --student runs/NAME/student --out speed.json             # your own
     python -m tools.bench --student tiny-qwen-20m --lora 16                        # full training beside --lora
+    python -m tools.bench --against trl --student tiny-qwen-3m --questions 2 --group-size 4 --response-tokens 48
+                                                  # only this: beside a step of TRL's GRPO (tools/against.py)
     python -m tools.bench --loop-steps 300        # only this: does train.py's loop hold more and more memory? minutes
 
 A step is run in two ways on the same weights; it has the phases of train.py but for the judge, one update each of D and
@@ -52,11 +54,13 @@ from engine.files import write
 from engine.loading import load
 from engine.lora import Adapter, make_adaptable
 from engine.memory import count_of
+from engine.players import adamw
 from grpo import Objective, advantages, policy_loss
 from model import VLM, pack, token_logps
 from rollout import GREEDY, rollout
 from tiny.models import TINY
 from tiny.world import world_questions
+from tools.against import trl_steps, trl_version
 
 
 # ------------------------------------------------------------------------------------------------ speed beside peers
@@ -100,6 +104,7 @@ def phases_of_step(sample, logps, student_logit, groups: list, micro: int, optim
     advantage, is_student = advantages(reward.float()), (torch.arange(N) < N // 2).expand(Q, -1)
 
     def step(optimizer):
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -265,6 +270,7 @@ def settings(argv: list) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda [cpu]")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of the weights here [fp32]")
     parser.add_argument("--lora", type=int, default=0, help="compare training with adapters of this rank, nothing else")
+    parser.add_argument("--against", default="", choices=("trl",), help="a step of TRL's GRPO beside ours, only")
     parser.add_argument("--random-weights", action="store_true", help="a published student at full size, no download")
     parser.add_argument("--loop-steps", type=int, default=0, help="at least 60: memory of so many steps of the loop")
     parser.add_argument("--out", default="", help="write the numbers to this file too")
@@ -273,6 +279,8 @@ def settings(argv: list) -> argparse.Namespace:
         raise UserError(f"--random-weights is for published names: {', '.join(FULL)}")
     if args.loop_steps and args.loop_steps < 60:
         raise UserError(f"--loop-steps {args.loop_steps}: at least 60, since memory settles in the first 50")
+    if args.against and args.device != "cpu":
+        raise UserError(f"--against {args.against} compares on one thread of a CPU: leave --device out")
     args.cell = args.cell or (14 if args.student in TINY else 112)
     args.torch_dtype = getattr(torch, dict(fp32="float32", bf16="bfloat16")[args.dtype])
     return args
@@ -291,9 +299,9 @@ def players(args, rank: int = 0) -> tuple:
         student = VLM(student.hf, student.encoder, adapters[0])
     student.freeze("vision")
     D = Discriminator(student, adapter=adapters[1])
-    optimizers = {who: torch.optim.AdamW(x.parameters(), lr=0.0) for who, x in (("student", student), ("D", D))}
+    optimizers = {who: adamw(x, 0.0) for who, x in (("student", student), ("D", D))}
     for optimizer in optimizers.values():
-        for p in (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad):
+        for p in optimizer.param_groups[0]["params"]:
             p.grad = torch.zeros_like(p)
         optimizer.step()
         optimizer.zero_grad()
@@ -404,12 +412,53 @@ def full_and_lora(args) -> dict:
     return out | dict(lora_over_full=ratio(times["lora", "step"], times["full", "step"]) | dict(peak_gb=memory))
 
 
+# ------------------------------------------------------------------------------------------------ beside a trainer
+def beside_trl(args) -> dict:
+    """Seconds of a step of TRL's GRPO and of ours, taking turns: without D on as many rows, and whole."""
+    version = trl_version()
+    torch.set_num_threads(args.threads)
+    Q, G, T = args.questions, args.group_size, args.response_tokens
+    student, D, optimizers = players(args)
+    questions = world_questions("train", Q, cell=args.cell)
+    prompts = [student.encoder.encode_question(q) for q in questions]
+    groups = sampled_ids(student, Q, 2 * G, T).tolist()
+    whole, same_rows = (
+        own_step(student, D, prompts, rows, args.micro_batch, optimizers, [])
+        for rows in (groups, [g[:G] for g in groups])
+    )
+    encode = dict(questions=lambda: [student.encoder.encode_question(q) for q in questions])  # TRL's step does it too
+    phases = dict(
+        without_d=encode | dict(rollout=whole["rollout"], reference=same_rows["reference"], update=same_rows["update"]),
+        with_d=encode | whole,
+    )
+    work = {(who, name): job for who, jobs in phases.items() for name, job in jobs.items()}
+    times = {key: [] for key in work}
+
+    def ours():
+        for key, (seconds,) in seconds_of(work, 1)[0].items():
+            times[key].append(seconds)
+
+    of_trl = trl_steps(student, questions, G, T, 1 + args.repeats, Objective.beta, ours)[1:]  # the first warms up
+    size, length = count_of(student)["all"] / 1e6, max(len(p.ids) for p in prompts)
+    of = f"{args.student}, {size:.1f} M parameters, {Q} questions, G {G}, {T} tokens a response, prompts of {length}"
+    machine = f"{platform.machine()}, {args.threads} thread(s), torch {torch.__version__}, TRL {version}"
+    out = dict(machine=machine, setting=f"{of}, beta {Objective.beta}, medians of {args.repeats} steps")
+    out["trl"] = dict(seconds=round(statistics.median(of_trl), 3))
+    for who, jobs in phases.items():
+        steps = [sum(x) for x in zip(*(times[who, name][1:] for name in jobs), strict=True)]
+        out[who] = dict(seconds=round(statistics.median(steps), 3)) | ratio(of_trl, steps)
+        out[who] |= {name: round(statistics.median(times[who, name][1:]), 4) for name in jobs}
+    return out
+
+
 def main(argv: list | None = None) -> dict:
     """The command line; prints a table and returns (and writes) its numbers."""
     argv = sys.argv[1:] if argv is None else argv
     args = settings(argv)
     if args.loop_steps:
         return told(args, memory_of_loop(args.loop_steps))
+    if args.against:
+        return told(args, {"command": " ".join(["python -m tools.bench", *argv])} | beside_trl(args))
     if args.lora:
         return told(args, {"command": " ".join(["python -m tools.bench", *argv])} | full_and_lora(args))
     return told(args, speed(args, argv))
