@@ -598,7 +598,9 @@ def test_the_plan_counts_what_optimizer_offload_and_adapters_cost_in_time():
     adapted, hosted = (dataclasses.replace(cfg, **x) for x in (dict(lora=64), dict(optimizer_offload=True)))
     full, lora_step, host_step = (plan.step_seconds(x, 1, "none") for x in (cfg, adapted, hosted))
     assert lora_step["matrix products"] < 0.9 * full["matrix products"]
-    assert lora_step["rollout"] > 1.2 * full["rollout"]  # two more products a layer and token
+    small = config.parse(["--student", "internvl3-1b"])  # its tokens cost launches, those of the 7B bytes
+    whole, more = (plan.step_seconds(x, 1, "none")["rollout"] for x in (small, dataclasses.replace(small, lora=64)))
+    assert more > 1.2 * whole and lora_step["rollout"] == full["rollout"]  # two more products a layer and token
     assert host_step["offload"] > 100 and host_step["AdamW on the host"] > 1 and full["AdamW on the host"] == 0
     assert plan.traffic(adapted, 8) < 0.1 * plan.traffic(cfg, 8) and plan.traffic(adapted, 1) == 0
 
