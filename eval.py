@@ -11,6 +11,8 @@ import hashlib
 import json
 import math
 import os
+import shlex
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -213,6 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--judge", default="rule", help="rule, a name, a folder or a URL")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="", choices=("", "fp32", "bf16"), help="[bf16 on a GPU, else fp32]")
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     if not args.student:
         raise UserError("--student is missing: give a folder such as runs/demo/student")
@@ -227,6 +230,7 @@ def main(argv: list[str] | None = None) -> None:
         questions = questions if args.part == "all" else split_questions(questions)[args.part]
     else:
         questions = world_questions("test" if args.part == "all" else args.part, args.questions)
+    from engine.run import commit_of
     from engine.sharding import rank_and_world, start_ranks
 
     mesh = start_ranks(device_here().partition(":")[0])
@@ -240,8 +244,9 @@ def main(argv: list[str] | None = None) -> None:
         (into := Path(args.into)).mkdir(parents=True, exist_ok=True)
         write(into / "answers.jsonl", as_jsonl(dict(who="after", **row) for row in answers))
         hashed = hashlib.sha256(Path(args.data).read_bytes()).hexdigest()[:16] if args.data else ""
-        settings = dict(data_hash=hashed, judge=args.judge)  # as train.py's run says it, for tools.compare
-        write(into / "config.json", json.dumps(dict(settings=settings)) + "\n")
+        made = dict(command=shlex.join(["python", "eval.py", *argv]), commit=commit_of())  # as train.py's run says it
+        settings = dict(data_hash=hashed, judge=args.judge)  # for tools.compare
+        write(into / "config.json", json.dumps(made | dict(settings=settings)) + "\n")
         summary = {f"{name}_after": value for name, value in result.items()} | {"seconds": {}}
         write(into / "summary.json", json.dumps(summary, indent=1) + "\n")
     for name, value in result.items():

@@ -168,7 +168,7 @@ def ril(run: Run) -> None:
         # 3 teachers: cached responses to the same questions, and their verdicts (line 6)
         cached = [cache.draw(q.id, visit, cfg.seed) if cache else ([], []) for q, visit in here[:own]]
 
-        # 4 pack: one question = one row for the policies (in 8); for D, which reads texts alone, all of a pass = one row
+        # 4 pack: one question = one row for the policies (in 8); for D, which reads texts alone, a pass = one row
         groups = [mine + theirs for mine, (theirs, _) in zip(fresh, cached, strict=True)] + [[]] * (len(asked) - own)
         is_teacher = (torch.arange(G + T) >= G).expand(own, -1)  # (own, G + T)
         cut = slices(len(groups), cfg.micro_batch)

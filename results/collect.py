@@ -164,7 +164,7 @@ def hard_solved(runs: dict, first: Path, seeds: list[int]) -> dict | None:
             rows = [row for _, row in read_jsonl(path / "answers.jsonl", torn=[])]
             of[who] = {r["question"]: r["sampled"] for r in rows if r["who"] == "after"}
         hard = [q for q, x in of["first"].items() if x is not None and x <= HARD]
-        if hard and of["here"] and min(x for x in of["first"].values() if x > 0) <= HARD:
+        if hard and of["here"] and min((x for x in of["first"].values() if x), default=1) <= HARD:
             shares.append(float(np.mean([of["here"][q] for q in hard])))
             counts.append(len(hard))
     return over_seeds(shares) | {"questions": counts} if shares else None

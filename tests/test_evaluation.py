@@ -10,7 +10,7 @@ import eval as ev
 import judge as jd
 import tiny.world as tiny_world
 from engine.command import UserError
-from results.collect import collect
+from results.collect import collect, read_runs
 
 
 def test_intervals_equal_values_by_hand():
@@ -73,3 +73,14 @@ def test_a_damaged_config_of_the_students_run_is_one_line(tmp_path, text, says):
     for settings, tokens in ((dict(image_tokens=64), 64), (dict(image_tokens="x"), 0), ([], 0)):
         (tmp_path / "config.json").write_text(json.dumps(dict(settings=settings)))
         assert ev.trained_image_tokens(str(tmp_path / "student")) == tokens
+
+
+def test_what_eval_writes_into_a_folder_is_a_row_of_a_study_like_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in "01":
+        argv = ["--student", "tiny-qwen", "--questions", "3", "--draws", "2", "--seed", seed]
+        argv += ["--into", f"runs/t-x-{seed}"]
+        ev.main(argv)
+    rows, _, missing = read_runs("t", ["x"], [0, 1])
+    assert missing == [] and rows["x"]["seeds"] == [0, 1] and len(rows["x"]["sampled"]["values"]) == 2
+    assert rows["x"]["command"].startswith("python eval.py --student tiny-qwen") and len(rows["x"]["commit"]) >= 7
