@@ -186,6 +186,7 @@ class Config:
     dtype: str = setting(
         "fp32", "computing; weights and optimiser are fp32", dict(fp32="exact", bf16="for GPUs"), ours="bf16"
     )
+    graphs: bool = setting(True, "decoding is captured as a CUDA graph on a GPU")
     deterministic: bool = setting(False, "deterministic kernels on a GPU too (always on a CPU)")
     random_weights: bool = setting(False, "published names at full size without a download: for speed, memory")
     timeout: float = setting(1800.0, "several ranks: seconds in which none of them moves until the run ends")

@@ -20,7 +20,8 @@ from transformers import DynamicCache
 
 from config import Config
 from data import seed_of, slices
-from engine.keys_values import LOOK_EVERY, SHRINK_AT, Decoder, KeysValues
+from engine.attention import relaxed
+from engine.keys_values import LOOK_EVERY, SHRINK_ABOVE, SHRINK_AT, Decoder, KeysValues
 from engine.sharding import all_gather
 from model import VLM, Prompt, pack
 
@@ -90,16 +91,9 @@ def draw(logits, u, how: Sampling, seen=None) -> tuple[torch.Tensor, torch.Tenso
 
 
 def cumulate(p: torch.Tensor) -> torch.Tensor:
-    """Cumulated sums along each row.
-
-    On a GPU torch refuses cumsum in deterministic mode, so the mode is off inside; only the rounding depends on it.
-    """
-    strict = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(strict and p.device.type == "cpu")
-    try:
+    """Cumulated sums along each row. On a GPU torch refuses cumsum in deterministic mode; only its rounding depends."""
+    with relaxed(p.device):
         return p.cumsum(-1)
-    finally:
-        torch.use_deterministic_algorithms(strict)
 
 
 @torch.no_grad()
@@ -153,7 +147,7 @@ def sample(vlm, prompts, keys, group, max_new_tokens, how, purpose) -> list[list
     What a row draws behind its end counts for nothing; now and then the rows that have ended leave.
     """
     encoder, rows, device = vlm.encoder, len(prompts) * group, vlm.device
-    look_every, shrink_at = LOOK_EVERY[device.type], SHRINK_AT[device.type]
+    look_every, shrink_at, few = (of[device.type] for of in (LOOK_EVERY, SHRINK_AT, SHRINK_ABOVE))
     ends = torch.tensor(encoder.ends, device=device)
     u = torch.zeros(rows, max_new_tokens, dtype=torch.double)
     if not how.greedy:
@@ -185,7 +179,7 @@ def sample(vlm, prompts, keys, group, max_new_tokens, how, purpose) -> list[list
                 anywhere = max(all_gather(left))
             if anywhere == 0:
                 break
-            if 0 < left <= shrink_at * len(living):  # finished rows leave in bunches
+            if 0 < left <= shrink_at * len(living) and len(living) > few:  # finished rows leave in bunches
                 keep = running.nonzero()[:, 0]
                 kv.keep(keep)
                 living, drawn = living[keep], drawn[keep]

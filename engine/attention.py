@@ -1,10 +1,11 @@
 """Who attends to whom, without large masks and repeated heads: packed rows, vision windows, rows that are decoded.
 
 On a GPU in half precision each of them is one call of torch's variable-length kernel: sequences of different lengths
-lie behind each other, without padding. That kernel exists for CUDA alone. Elsewhere packed rows and decoding pad to the
-longest and use stock SDPA, and windows are taken by their length; tests hold all of them to the same numbers.
+lie end to end, without padding. That kernel exists for CUDA alone. Elsewhere packed rows and decoding pad to the
+longest and use stock SDPA, and windows of equal length share one SDPA call; tests hold all to the same numbers.
 """
 
+import contextlib
 import copy
 import inspect
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-KERNEL_TAKES = frozenset(inspect.signature(varlen_attn).parameters)  # torch 2.11 to 2.14 differ
+KERNEL_TAKES = frozenset(inspect.signature(varlen_attn).parameters)  # torch 2.12 takes more than 2.11
 
 
 def has_kernel(x: torch.Tensor) -> bool:
@@ -26,10 +27,23 @@ def has_kernel(x: torch.Tensor) -> bool:
     return x.is_cuda and half and torch.cuda.get_device_capability(x.device)[0] >= 8
 
 
+@contextlib.contextmanager
+def relaxed(device: torch.device):
+    """Inside, kernels on a GPU need not be deterministic: for operations whose result does not depend on the order."""
+    strict = torch.are_deterministic_algorithms_enabled() and device.type != "cpu"
+    if strict:
+        torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        if strict:
+            torch.use_deterministic_algorithms(True)
+
+
 # ------------------------------------------------------------------------------------------------ sequences
 @dataclass
 class Sequences:
-    """Sequences behind each other: that number i has queries q_ends[i] to q_ends[i + 1], int32, and keys alike."""
+    """Sequences laid end to end: i has queries q_ends[i]:q_ends[i + 1] and keys k_ends[i]:k_ends[i + 1]; int32."""
 
     q_ends: torch.Tensor
     k_ends: torch.Tensor
@@ -46,17 +60,11 @@ def variable_length(q, k, v, at: Sequences, scale: float, causal=False, used=Non
     if not q.is_cuda:
         return by_length(q, k, v, at, scale, causal, used)
     more = dict(seqused_k=used) if used is not None else {}
-    if causal:
-        more |= dict(window_size=(-1, 0)) if "window_size" in KERNEL_TAKES else dict(is_causal=True)
-    if "scale" in KERNEL_TAKES:
-        more["scale"] = scale
-    else:
-        q = q * (scale * q.shape[-1] ** 0.5)
-    if "enable_gqa" in KERNEL_TAKES:
+    if "enable_gqa" in KERNEL_TAKES:  # torch 2.11 takes fewer KV heads without being told
         more["enable_gqa"] = q.shape[1] != k.shape[1]
-    else:
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    return varlen_attn(q, k, v, at.q_ends, at.k_ends, at.longest_q, at.longest_k, **more)
+    window = (-1, 0) if causal else (-1, -1)
+    ends = (at.q_ends, at.k_ends, at.longest_q, at.longest_k)
+    return varlen_attn(q, k, v, *ends, scale=scale, window_size=window, **more)
 
 
 def by_length(q, k, v, at: Sequences, scale: float, causal=False, used=None) -> torch.Tensor:
@@ -83,7 +91,7 @@ class Branches:
     def __init__(self, batch):
         self.prompt, self.width = batch.prompt, batch.ids.shape[1]
         self.place, self.lengths = batch.place, (batch.segment == 0).sum(1)  # (R, L); tokens of each prompt (B,)
-        self.row = batch.place[:, 0] // self.width  # of each response
+        self.row, self.mask = batch.place[:, 0] // self.width, None  # row of each response
 
     def attend(self, q, k, v, scale: float) -> torch.Tensor:
         """q (B, heads, T, dim), k and v (B, KV heads, T, dim) -> (B, T, heads, dim)."""
@@ -130,7 +138,9 @@ class Branches:
         """`attend` by two calls of stock SDPA: one for the prompts, one for the responses."""
         if q.is_cuda:  # SDPA's kernels for a mask want equal heads there
             k, v = (repeat_kv(x, q.shape[1] // x.shape[1]) for x in (k, v))
-        place, live, there, mask = self.padding
+        place, live, there, sees = self.padding
+        if self.mask is None:  # as SDPA adds it, once for all layers
+            self.mask = torch.zeros(sees.shape, dtype=q.dtype, device=q.device).masked_fill_(~sees, -torch.inf)
         B, _, T, _ = q.shape
         equal = dict(scale=scale, enable_gqa=q.shape[1] != k.shape[1])
         of_prompts = [x[:, :, : self.prompt] for x in (q, k, v)]
@@ -138,7 +148,7 @@ class Branches:
         out = F.pad(out, (0, 0, 0, 0, 0, T - self.prompt)).flatten(0, 1)
         own = [x.transpose(1, 2).flatten(0, 1)[place].transpose(1, 2) for x in (q, k, v)]  # (R, heads, L, dim)
         seen = [torch.cat([x[self.row], y], 2) for x, y in zip(of_prompts[1:], own[1:], strict=True)]
-        found = F.scaled_dot_product_attention(own[0], *seen, attn_mask=mask, **equal).transpose(1, 2)
+        found = F.scaled_dot_product_attention(own[0], *seen, attn_mask=self.mask, **equal).transpose(1, 2)
         return out.index_copy(0, there, found.flatten(0, 1)[live]).unflatten(0, (B, T))
 
 
@@ -162,8 +172,8 @@ def window_attention(module, q, k, v, attention_mask, scaling=None, **more):
 def use_own_attention(language, tower=None) -> None:
     """Let a language model, and a vision tower whose attention stays inside sequences, attend by this file.
 
-    Stock models beside it stay stock. Stock code gives sequences to an attention with "flash" in its name, but builds
-    no model from a configuration that holds such a name: the tower gets a copy of its own.
+    Stock models beside it stay stock. Stock code gives sequences to an attention with "flash" in its name, but refuses
+    to build a model whose configuration names an unknown one: the tower gets a copy of its configuration.
     """
     ALL_ATTENTION_FUNCTIONS.register("tree", attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register("tree", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])  # for stock generate

@@ -80,14 +80,16 @@ class Family:
     def project(self, base: nn.Module, patches: torch.Tensor | None) -> list[torch.Tensor]:
         """Patches -> what each projector makes of its part, (image tokens, H); None: of one patch of zeros.
 
-        A projector's first layer is a norm over its part of a patch, or over equal pieces of it.
+        A projector's first layer is a norm over its part of a patch, or over equal pieces of it. Patches may come from
+        a model that computes in another dtype.
         """
         projectors = self.projectors(base)
         if patches is None:
             some = next(projectors[0].parameters())
             patches = some.new_zeros(1, len(projectors) * self.patch_width(base))
         parts = zip(projectors, patches.chunk(len(projectors), -1), strict=True)
-        return [projector(x.reshape(-1, next(projector.parameters()).shape[0])) for projector, x in parts]
+        first = [next(projector.parameters()) for projector in projectors]
+        return [projector(x.reshape(-1, len(w)).to(w.dtype)) for (projector, x), w in zip(parts, first, strict=True)]
 
     def language_states(
         self, base: nn.Module, embedded, positions, cache=None, pattern=None, deeper: Sequence = ()

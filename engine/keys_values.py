@@ -4,12 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch.distributed.fsdp import FSDPModule
 
-from engine.attention import KERNEL_TAKES, Sequences, has_kernel, variable_length
+from config import Config
+from engine.attention import KERNEL_TAKES, Sequences, has_kernel, relaxed, variable_length
+from engine.command import UserError, one_line
 from model import VLM, Prompt
 
-# On a GPU every look at "has everybody ended?" makes the CPU wait, and every number of rows is a graph of its own.
+# On a GPU every look at "has everybody ended?" makes the CPU wait, every number of rows is a graph of its own, and a
+# token of few rows costs the bytes of the weights, however few they are.
 LOOK_EVERY = dict(cpu=1, cuda=16)  # tokens between two looks
-SHRINK_AT = dict(cpu=0.75, cuda=0.5)  # the share of rows still running at which the finished ones leave
+SHRINK_AT = dict(cpu=0.75, cuda=0.5)  # the share of rows still running at which the finished ones leave ...
+SHRINK_ABOVE = dict(cpu=0, cuda=64)  # ... where there are more rows than that
 
 
 class KeysValues:
@@ -52,7 +56,9 @@ class KeysValues:
             ends = torch.arange(self.rows + 1, device=length.device, dtype=torch.int32)
             self.sequences, self.used = Sequences(ends, ends * self.total, 1, self.total), (length + 1).int()
         else:
-            self.mask = (torch.arange(self.window, device=length.device) <= length[:, None])[:, None, None]
+            there = torch.arange(self.window, device=length.device) <= length[:, None]
+            mask = torch.zeros(there.shape, dtype=self.k[0].dtype, device=length.device)
+            self.mask = mask.masked_fill_(~there, -torch.inf)[:, None, None]  # as SDPA adds it, once for all layers
         return (length + self.shift[: self.rows])[None, :, None].expand(3, -1, -1)
 
     @property
@@ -62,8 +68,9 @@ class KeysValues:
 
     def update(self, k, v, layer, *_, **__):
         """Write one new token per row, (rows, heads, 1, dim), at its own place; -> what attention may read."""
-        for mine, new in ((self.k[layer], k), (self.v[layer], v)):
-            mine[: self.rows].scatter_(1, self.at, new.transpose(1, 2))
+        with relaxed(k.device):  # no place is written twice
+            for mine, new in ((self.k[layer], k), (self.v[layer], v)):
+                mine[: self.rows].scatter_(1, self.at, new.transpose(1, 2))
         return self.k[layer][: self.rows], self.v[layer][: self.rows]
 
     def attend(self, q, k, v, scale: float) -> torch.Tensor:
@@ -84,11 +91,11 @@ class KeysValues:
 class Decoder:
     """Decodes one more token for every row of `kv`. On a GPU the step is captured as a graph, one per number of rows.
 
-    Launching a thousand kernels takes longer than running them, and a graph launches all at once. Graphs live as long
-    as the pass: they point at its block and at the model's weights as they are now.
+    Launching a thousand kernels takes longer than running them, and a graph launches all at once. A graph lives as long
+    as its pass has that many rows: it points at the pass's block and at the model's weights as they are now.
     """
 
-    works = True  # until a capture fails
+    side: torch.cuda.Stream | None = None  # capturing needs a stream of its own; one for all, since each holds memory
 
     def __init__(self, vlm: VLM, kv: KeysValues):
         self.vlm, self.kv, self.graphs = vlm, kv, {}
@@ -97,22 +104,18 @@ class Decoder:
     @staticmethod
     def captures(vlm: VLM) -> bool:
         """Is a step of this model captured? A sharded model gathers its weights by calls that cannot be."""
-        return Decoder.works and vlm.device.type == "cuda" and not isinstance(vlm, FSDPModule)
+        return Config.graphs and vlm.device.type == "cuda" and not isinstance(vlm, FSDPModule)
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens (rows,), the last of each row -> logits of the next (rows, V), overwritten by the next call."""
         rows = self.kv.rows
         self.tokens[:rows].copy_(tokens)
-        if self.captures(self.vlm) and rows not in self.graphs:
-            length = self.kv.length.clone()
-            try:
-                self.graphs[rows] = self.capture()
-            except RuntimeError as error:
-                Decoder.works = False
-                print(f"WARNING: decoding without a CUDA graph, slower: {str(error).splitlines()[0]}", flush=True)
-            self.kv.length.copy_(length)  # the token is decoded below
-        if rows not in self.graphs:
+        if not self.captures(self.vlm):
             return self.step()
+        if rows not in self.graphs:
+            length = self.kv.length.clone()
+            self.graphs = {rows: self.capture()}  # rows only leave: a larger graph is never asked again
+            self.kv.length.copy_(length)
         graph, logits = self.graphs[rows]
         graph.replay()
         return logits
@@ -124,13 +127,26 @@ class Decoder:
         return logits
 
     def capture(self) -> tuple:
-        """A graph of the step and the logits that it writes; a plain step warms up. Lengths may change."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self.step()
-        torch.cuda.current_stream().wait_stream(side)
+        """A graph of the step and the logits that it writes; a plain step warms up. Lengths may change.
+
+        Raises UserError where the GPU refuses: what is left of such a capture makes later work of the process unsafe.
+        """
+        Decoder.side = Decoder.side or torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = self.step()
+        self.side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.side):
+            self.step()
+            torch.cuda.synchronize()
+            try:
+                graph.capture_begin()
+                logits = self.step()
+                graph.capture_end()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise UserError(
+                    f"a decode step cannot be captured as a CUDA graph here ({one_line(error)}); set graphs to False "
+                    "in config.py, give the command again, and please open an issue"
+                ) from None
+        torch.cuda.current_stream().wait_stream(self.side)
         return graph, logits

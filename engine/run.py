@@ -80,7 +80,10 @@ def commit_of() -> str:
     """The commit of this code, with -dirty where a program differs from it (results that were written do not count)."""
 
     def git(*argv: str) -> str:
-        return subprocess.run(["git", *argv], cwd=HOME, capture_output=True, text=True).stdout.strip()
+        try:
+            return subprocess.run(["git", *argv], cwd=HOME, capture_output=True, text=True).stdout.strip()
+        except OSError:  # no git on this machine
+            return ""
 
     commit = git("rev-parse", "--short", "HEAD") or "unknown"
     return commit + "-dirty" * bool(git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.sh"))

@@ -5,10 +5,12 @@ sequences, and a stand-in takes the graph's place; tools.gpu_check runs the real
 """
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import config
 import engine.attention as attention
 import engine.keys_values as keys_values
 import engine.loading as loading
@@ -16,6 +18,7 @@ import grpo
 import model
 import rollout as ro
 from data import Question
+from engine.command import UserError
 from tests.helpers import FAMILIES, questions_of_all_shapes, sampled
 from tests.published import picture
 
@@ -65,10 +68,9 @@ def as_on_a_gpu(patch: pytest.MonkeyPatch):
     with patch.context() as here:
         for module in (attention, keys_values):
             here.setattr(module, "has_kernel", lambda x: True)
-        here.setattr(keys_values, "LOOK_EVERY", dict(cpu=16))
-        here.setattr(keys_values, "SHRINK_AT", dict(cpu=0.5))
         here.setattr(ro, "LOOK_EVERY", dict(cpu=16))
         here.setattr(ro, "SHRINK_AT", dict(cpu=0.5))
+        here.setattr(ro, "SHRINK_ABOVE", dict(cpu=2))
         here.setattr(keys_values.Decoder, "captures", staticmethod(lambda vlm: True))
         here.setattr(keys_values.Decoder, "capture", stand_in)
         yield here
@@ -120,19 +122,41 @@ def test_looking_every_16_tokens_over_a_fixed_block_leaves_every_text_as_it_is(s
     assert {r.finished for g in want for r in g} == {True, False} or how is ro.GREEDY
 
 
-def test_a_capture_that_fails_is_said_once_and_decoding_goes_on_without(speaker, monkeypatch, capsys):
-    _, want = sampled(speaker)
+class Refused:
+    """A graph or a stream of a GPU that refuses to capture."""
 
-    def fails(decoder):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+    def capture_begin(self):
+        pass
 
-    monkeypatch.setattr(keys_values.Decoder, "captures", staticmethod(lambda vlm: keys_values.Decoder.works))
-    monkeypatch.setattr(keys_values.Decoder, "works", True)
-    monkeypatch.setattr(keys_values.Decoder, "capture", fails)
-    _, got = sampled(speaker)
-    assert [[r.ids for r in g] for g in got] == [[r.ids for r in g] for g in want]
-    said = capsys.readouterr().out
-    assert said.count("WARNING: decoding without a CUDA graph") == 1 and "not permitted when" in said
+    def wait_stream(self, _):
+        pass
+
+
+@pytest.mark.parametrize("error, said", [(RuntimeError, UserError), (torch.OutOfMemoryError, torch.OutOfMemoryError)])
+def test_a_capture_that_the_gpu_refuses_ends_in_one_line_with_its_fix(speaker, monkeypatch, error, said):
+    """Not in decoding without graphs: what such a capture leaves makes later work unsafe."""
+
+    def refuses(_):
+        raise error("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(Refused, "capture_begin", refuses)
+    for name in ("CUDAGraph", "Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Refused)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(keys_values.Decoder, "side", None)
+    monkeypatch.setattr(keys_values.Decoder, "captures", staticmethod(lambda vlm: True))
+    with pytest.raises(said, match="not permitted when stream is capturing") as caught:
+        sampled(speaker)
+    if said is UserError:
+        assert "set graphs to False in config.py" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_graphs_are_for_gpus_and_can_be_switched_off(speaker, monkeypatch):
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    assert keys_values.Decoder.captures(on_gpu) and not keys_values.Decoder.captures(speaker)
+    monkeypatch.setattr(config.Config, "graphs", False)
+    assert not keys_values.Decoder.captures(on_gpu)
 
 
 # ------------------------------------------------------------------------------------------------ the vision tower
