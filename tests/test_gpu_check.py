@@ -51,7 +51,7 @@ def test_a_part_that_dies_without_a_row_gets_one(tmp_path, argv, said):
 def test_what_cannot_run_is_said_in_one_line(tmp_path, capsys):
     with pytest.raises(UserError, match="no GPU here: add --device cpu --tiny"):
         check.main(["--out", str(tmp_path / "c.json")])
-    with pytest.raises(UserError, match="--only heat: the parts are most, greedy"):
+    with pytest.raises(UserError, match="--only heat: the parts are most, graph"):
         check.main(["--out", str(tmp_path / "c.json"), "--device", "cpu", "--tiny", "--only", "heat"])
     with pytest.raises(SystemExit):  # nothing was found wrong, but nothing was found
         check.main(["--out", str(tmp_path / "c.json"), "--device", "cpu", "--tiny", "--only", "most", "--budget", "1"])

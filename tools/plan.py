@@ -100,7 +100,7 @@ def token_seconds(m: dict, rows: float, context: float, speed: float, kernel: fl
     speed: bytes/s at which weights come; kernel: seconds until one is launched. An adapter that is not merged adds two
     products to each of a layer's seven.
     """
-    read = 2 * (m["all"] - m["vision"]) / speed + 0.65 * rows * context * m["kv"] / BANDWIDTH
+    read = 2 * (m["layers"] + m["hidden"] * m["words"]) / speed + rows * context * m["kv"] / BANDWIDTH
     return max(read, m["depth"] * (KERNELS + 14 * adapted) * kernel)
 
 
@@ -112,7 +112,7 @@ def answering(cfg, name: str, rows: float, gathered=True, adapted=False, whole=T
     m, mean, prompt = sizes(name), MEAN_RESPONSE * cfg.max_new_tokens, (cfg.image_tokens or 256) + PROMPT_TEXT
     side_by_side = min(cfg.rollout_rows, rows)
     speed, kernel = BANDWIDTH if gathered else GATHER, GRAPH_LAUNCH if whole else LAUNCH
-    token = token_seconds(m, side_by_side, prompt + mean, speed, kernel, adapted)
+    token = token_seconds(m, 0.65 * side_by_side, prompt + mean, speed, kernel, adapted)  # rows end before the longest
     passes = math.ceil(rows / side_by_side)
     return passes * cfg.max_new_tokens * token + rows * 2 * m["all"] * prompt / 8 / TFLOPS
 
@@ -227,11 +227,9 @@ def use_measured(file: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not a file that tools.gpu_check wrote ({type(error).__name__}: {error})") from None
     if not speeds or not all(0 < x < math.inf for x in speeds.values()):
-        raise UserError(
-            f"{file}: it holds no measured speed; run tools.gpu_check on a GPU, its parts ceilings and speed"
-        )
+        raise UserError(f"{file}: it holds no measured speed; run tools.gpu_check without --only on a GPU")
     globals().update(speeds)
-    return card
+    return card if len(speeds) == len(MEASURED) else f"{card} ({', '.join(speeds)} only, the others assumed)"
 
 
 def print_plan(cfg, source: str = "assumed (40 and 60 % of an H100's peaks)") -> None:
