@@ -20,7 +20,7 @@ GROUPS = {  # the flags, as --help shows them
     "players": "algo student teachers teachers_file teacher_samples judge reward sft_data",
     "questions": "data pool valid_questions test_questions image_tokens max_new_tokens",
     "loop": "steps questions_per_step group_size lr d_lr beta sampling d_steps",
-    "speed and memory": "lora recompute offload optimizer_offload micro_batch rollout_rows random_weights",
+    "speed and memory": "lora offload optimizer_offload micro_batch rollout_rows",
     "for studies only": "mu similarity teacher_use d_input refill frozen judged judge_wrong sft_steps "
     "eval_draws evaluated",
 }
@@ -188,13 +188,13 @@ class Config:
     )
     graphs: bool = setting(True, "decoding is captured as a CUDA graph on a GPU")
     deterministic: bool = setting(False, "deterministic kernels on a GPU too (always on a CPU)")
-    random_weights: bool = setting(False, "published names at full size without a download: for speed, memory")
     timeout: float = setting(1800.0, "several ranks: seconds in which none of them moves until the run ends")
     threads: int = setting(int(os.environ.get("OMP_NUM_THREADS", 2)), "CPU threads of each process")
     # set by tools
     gpus: int = setting(8, "tools.plan: number of GPUs")
     gpu_memory: float = setting(80.0, "tools.plan: GB of each")
     pilot: bool = setting(False, "tools.pilot: few questions")
+    random_weights: bool = setting(False, "tools.pilot: published names at full size without a download")
 
     @property
     def discriminator(self) -> str:

@@ -1,6 +1,6 @@
 """Settings that do not go together, each with the line that says so."""
 
-from engine.families import FULL, JUDGES, PARTS
+from engine.families import PARTS
 
 
 def contradictions(cfg, given: dict) -> list[tuple[bool, str]]:
@@ -10,15 +10,10 @@ def contradictions(cfg, given: dict) -> list[tuple[bool, str]]:
 
 def in_run_and_memory(cfg) -> list[tuple[bool, str]]:
     """Those of the run, and of speed and memory."""
-    published = ", ".join([*FULL, *JUDGES])
     return [
         (
             cfg.name in ("", ".", "..") or "/" in cfg.name or len(cfg.name.encode(errors="replace")) > 200,
             f"--name {cfg.name[:200]!r}: give a plain folder name of at most 200 bytes",
-        ),
-        (
-            cfg.random_weights and cfg.student not in FULL and cfg.judge not in JUDGES,
-            f"--random-weights is for published names: {published}; others have weights",
         ),
         (
             not cfg.resume and cfg.stage != "all",

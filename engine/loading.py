@@ -390,7 +390,7 @@ def download(name: str) -> str:
     except Exception as error:
         return (
             f"{name}: the weights of {hub} are neither whole in the hub cache nor to be had ({one_line(error)}); "
-            "download them, or try --student tiny-qwen, or --random-weights for a look at speed and memory"
+            "download them, or try --student tiny-qwen, or tools.pilot --random-weights for a look at speed and memory"
         )
     return "" if cached_folder(hub) else f"{name}: the download of {hub} lacks weights; remove it and try again"
 

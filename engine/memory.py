@@ -221,7 +221,6 @@ def out_of_memory(cfg, error: Exception) -> str:
     where, rows, batch = "rollout" if in_rollout else "update", cfg.rollout_rows // 2, cfg.micro_batch // 2
     helps = [f"--rollout-rows {rows}"] * (in_rollout and rows > 0)
     helps += [f"--micro-batch {batch}"] * (not in_rollout and batch > 0)
-    helps += ["--recompute"] * (not in_rollout and not cfg.recompute)
     helps += ["--offload phase"] * (cfg.offload != "phase") + ["more GPUs"]
     return f"out of GPU memory in {where}: try {' or '.join(helps)}; the command then goes on from the last checkpoint"
 

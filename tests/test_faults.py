@@ -211,7 +211,7 @@ def flags(rng: random.Random) -> Iterator[Fault]:
     for more in (
         "--judged 0 --similarity none", "--judged 2", "--judge-wrong 1.5", "--frozen hair", "--algo sft --mu 2",
         "--group-size 1 --algo dr_grpo", "--d-lr 0 --d-steps 0", "--no-resume --stage ril", "--similarity oracle",
-        "--reward r.py --judge rule", "--random-weights", "--algo gail --teacher-use none", "--teachers T,T",
+        "--reward r.py --judge rule", "--algo gail --teacher-use none", "--teachers T,T",
         "--teacher-use discriminator --similarity none",
         "--teachers T,", "--d-input picture --similarity none", "--judge nobody", "--data no.jsonl",
     ):  # fmt: skip

@@ -249,7 +249,7 @@ def test_the_loop_with_adapters_equals_the_slow_step(tmp_path, monkeypatch, doub
         student.base.language_model.norm.weight.mul_(0.55)  # less sure of itself: samples differ
     loading.save(student, tmp_path / "student", torch.float32)
     flags = ["--name", "b", *slow_step.BASE, "--student", "student", "--teachers", "tiny-qwen-teacher"]
-    flags += "--lora 4 --mu 2 --steps 2 --lr 1e-2 --d-lr 1e-2 --recompute".split()
+    flags += "--lora 4 --mu 2 --steps 2 --lr 1e-2 --d-lr 1e-2 recompute=True".split()
     for stage in ("sft", "teachers"):
         slow_step.command(tmp_path, *flags, "--stage", stage)
     base = loading.load(tmp_path / "runs/b/sft")
@@ -309,7 +309,7 @@ def rows_of(run: Path, stage: str = "ril") -> list[dict]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> SimpleNamespace:
     """A small whole run; of every stage: the models that were loaded, and the base's bytes where it was let go."""
-    out = SimpleNamespace(loads=Counter(), bases=[], flags=[*SMALL, "--student", "tiny-qwen", "--recompute"])
+    out = SimpleNamespace(loads=Counter(), bases=[], flags=[*SMALL, "--student", "tiny-qwen"])
     load, share, stage = players.load, players.make_adaptable, []
     run_stage = train.run_stage
 
@@ -329,7 +329,7 @@ def made(tmp_path_factory) -> SimpleNamespace:
         patch.setattr(players, "load", counting)
         patch.setattr(players, "make_adaptable", keep)
         patch.setattr(train, "run_stage", staged)
-        out.run = run_of(tmp_path_factory.mktemp("made"), "--name", "a", *out.flags)
+        out.run = run_of(tmp_path_factory.mktemp("made"), "--name", "a", *out.flags, "recompute=True")
     return out
 
 
@@ -434,7 +434,7 @@ def test_two_ranks_with_adapters_log_what_one_process_logs(made, tmp_path):
 def test_a_warm_start_on_sft_data_is_an_adapter_and_the_reference_keeps_it(made, tmp_path, monkeypatch):
     own_questions(tmp_path, 8)
     shutil.copytree(made.run / "sft", tmp_path / "mine")
-    flags = [*made.flags[:-3], "--student", "mine", "--sft-data", "mine.jsonl", "--steps", "2"]
+    flags = [*made.flags[:-2], "--student", "mine", "--sft-data", "mine.jsonl", "--steps", "2"]
     taken, load_players = [], train.load_players
     monkeypatch.setattr(train, "load_players", lambda run: taken.append(load_players(run)) or taken[-1])
     for stage in ("sft", "teachers", "discriminator", "ril"):

@@ -11,6 +11,7 @@ import rollout as ro
 import tiny.world as tiny_world
 import tools.pilot as pilot
 import train
+from engine.command import UserError
 from tests.helpers import STUDENTS, own_questions, speaking, stock_inputs
 
 
@@ -47,3 +48,8 @@ def test_the_pilot_writes_its_page(tmp_path, monkeypatch):
     assert len(train.split(mine)["train"]) > 60  # all of yours, but in a pilot only that many
     few = train.split(train.replace(mine, pilot=True))
     assert [len(few[part]) for part in ("train", "test")] == [20, 5]
+
+
+def test_random_weights_are_for_published_names():
+    with pytest.raises(UserError, match="--random-weights is for published names: qwen2.5-vl-3b.*; others have"):
+        pilot.main(["--random-weights"])

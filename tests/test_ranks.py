@@ -147,7 +147,7 @@ def test_offload_and_recomputation_change_no_number(straight, tmp_path, monkeypa
         return stock(self, *args, **more)
 
     monkeypatch.setattr(torch.nn.Module, "to", to)
-    for name, flags in {"plain": [], "recompute": ["--recompute"], "offload": ["--offload", "phase"]}.items():
+    for name, flags in {"plain": [], "recompute": ["recompute=True"], "offload": ["--offload", "phase"]}.items():
         moved.clear()
         rows[name] = switched(straight, tmp_path, name, *flags)
     assert rows["plain"] == rows["offload"] == rows["recompute"]

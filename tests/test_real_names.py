@@ -35,7 +35,7 @@ def test_random_weights_take_a_published_name_through_the_whole_loop(name, tmp_p
     monkeypatch.setattr(families, "CONFIGS", tmp_path)
     few = "--steps 1 --questions-per-step 2 --group-size 2 --max-new-tokens 40 --pool 16 --valid-questions 2"
     few += " --test-questions 2 --d-steps 1 --eval-draws 1 --image-tokens 300 --judge qwen2.5-32b "
-    command(tmp_path, "--name", "r", "--student", name, "--random-weights", *few.split())
+    command(tmp_path, "--name", "r", "--student", name, "random_weights=True", *few.split())
     row = next(r for r in metrics(tmp_path / "runs/r") if r["stage"] == "ril" and "loss" in r)
     assert np.isfinite(row["loss"]) and row["tokens"] > 1 and row["packed_tokens"] > 2 * 144
     verdicts = [json.loads(x)["verdict"] for x in (tmp_path / "runs/r/verdicts.jsonl").read_text().splitlines()]

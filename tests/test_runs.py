@@ -252,8 +252,8 @@ def out_of_memory(*args, **more):
 
 @pytest.mark.parametrize("where", ["rollout", "update"])
 def test_a_gpu_without_memory_is_one_line_with_the_flag_and_the_flag_is_let_through(tmp_path, monkeypatch, where):
-    says = "out of GPU memory in update: try --micro-batch 6 or --recompute or --offload phase or more GPUs"
-    module, name, change = train, "policy_loss", ["--micro-batch", "6", "--recompute"]
+    says = "out of GPU memory in update: try --micro-batch 6 or --offload phase or more GPUs"
+    module, name, change = train, "policy_loss", ["--micro-batch", "6"]
     if where == "rollout":
         says = "out of GPU memory in rollout: try --rollout-rows 256 or --offload phase or more GPUs"
         module, name, change = ro, "sample", ["--rollout-rows", "256"]
@@ -289,4 +289,4 @@ def test_an_evaluation_without_memory_goes_on_with_fewer_rows_and_finds_the_same
 def test_a_line_of_the_log_says_how_much_memory_the_process_holds(made):
     rows = [json.loads(x) for x in (made / "runs/a/timing.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and all(100 < r["memory_mb"] < 1.1 * running.peak_memory_mb() for r in rows)
-    assert memory.out_of_memory(replace(config.parse([]), micro_batch=1, recompute=True, offload="phase"), ValueError())
+    assert memory.out_of_memory(replace(config.parse([]), micro_batch=1, offload="phase"), ValueError())

@@ -241,7 +241,7 @@ USED = [
     ),
     Used("transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS", "", "tree and decode attention", own_attention),
     Used("transformers:PreTrainedModel._init_weights", "module", "rotary tables after loading", rotary_tables),
-    Used(f"transformers:PreTrainedModel.{CHECKPOINTING}", "", "--recompute", recomputed_layers),
+    Used(f"transformers:PreTrainedModel.{CHECKPOINTING}", "", "recompute in config.py", recomputed_layers),
     Used("transformers:PreTrainedModel.tie_weights", "", "tied heads", one_tensor),
     Used("transformers:PreTrainedConfig._attn_implementation", "", "naming our attention"),
     Used(

@@ -1,6 +1,7 @@
 """Three steps of every stage, then a page of checks: before a night's run.
 
 torchrun --nproc_per_node 8 -m tools.pilot --student qwen2.5-vl-7b        # and any other flag of train.py
+python -m tools.pilot --student internvl3-1b --random-weights              # speed and memory without a download
 """
 
 import itertools
@@ -17,7 +18,8 @@ import torch
 from transformers import GenerationConfig
 
 from config import parse
-from engine.command import run_command
+from engine.command import Flags, UserError, run_command
+from engine.families import FULL, JUDGES
 from engine.loading import is_tied
 from engine.memory import CONTEXT, most_gb
 from engine.players import load_replica, load_sharded
@@ -110,7 +112,12 @@ def pilot(run, questions: list) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The command line: the flags of train.py. The run is named NAME-pilot."""
     argv = sys.argv[1:] if argv is None else argv
-    cfg = parse(argv)
+    own = Flags(__doc__)
+    own.add_argument("--random-weights", action="store_true", help="published names at full size, no download")
+    args, rest = own.parse_known_args(argv)
+    cfg = replace(parse(rest), random_weights=args.random_weights)
+    if args.random_weights and cfg.student not in FULL and cfg.judge not in JUDGES:
+        raise UserError(f"--random-weights is for published names: {', '.join([*FULL, *JUDGES])}; others have weights")
     few = dict(pool=64, valid_questions=16, test_questions=16, steps=3, eval_every=0, pilot=True)
     few |= dict(d_steps=min(3, cfg.d_steps), sft_steps=min(30, cfg.sft_steps))
     run = run_all(replace(cfg, name=f"{cfg.name}-pilot", **few), ["-m", "tools.pilot", *argv])
