@@ -21,7 +21,7 @@ GROUPS = {  # the flags, as --help shows them
     "questions": "data pool valid_questions test_questions image_tokens max_new_tokens",
     "loop": "steps questions_per_step group_size lr d_lr beta sampling d_steps",
     "speed and memory": "lora offload optimizer_offload micro_batch rollout_rows",
-    "for studies only": "mu similarity teacher_use d_input refill frozen judged judge_wrong sft_steps "
+    "for studies only": "taught mu similarity teacher_use d_input d_loss refill frozen judged judge_wrong sft_steps "
     "eval_draws evaluated",
 }
 REAL_IMAGE_TOKENS = 1280  # most image tokens of a picture, in training and in evaluation, of a real student
@@ -29,6 +29,8 @@ SAMPLES, TEMPERATURE = 8, 0.8  # how the committed teacher responses were drawn
 LORA_TIMES = 10  # learning rates with --lora, unless given: so many times those of full training (results/log.md)
 LORA_RATES = ("sft_lr", "sft_lr_end", "d_pretrain_lr", "d_lr", "lr")
 D_ALARM = 0.6  # a held-out accuracy of D below this is a warning
+D_GAP, D_LOOKS = 0.1, 5  # D rests when its unseen accuracy was so far behind for so many steps (engine/unseen.py)
+UNSEEN = 32  # teacher texts of a step that measure it
 STAGES = ("sft", "teachers", "discriminator", "ril", "export", "evaluate")
 
 STAGE = {"all": "all whose artefact is missing", **dict.fromkeys(STAGES, "that one")}
@@ -52,6 +54,7 @@ OFFLOAD = {
 SAMPLING = {"pure": "temperature 1, nothing cut off", "paper": "top-p 0.95, top-k 50, repetition penalty 1.05"}
 SIMILARITY = {
     "binary": "1 if D takes the text for a teacher's (the paper)",
+    "gated": "binary, in groups with a right answer only",
     "three": "1 - D, rounded to 0, 0.5, 1",
     "levels": "1 - D, rounded to 11 levels",
     "continuous": "1 - D",
@@ -70,11 +73,17 @@ TEACHER_USE = {
 }
 TEACHER_ROWS = {"split": "two teachers share the group's G rows", "each": "G rows of each"}
 D_INPUT = {"response": "the response alone (the paper)", "question": "the question too", "picture": "the picture too"}
+D_LOSS = {
+    "bce": "each text by itself (the paper)",
+    "pairwise": "a student's text against each teacher text of its group; D < 0.5 then means: nearer to a teacher than "
+    "the step's teacher texts are on average",
+}
 KL = {"k3": "exp(ref - new) - (ref - new) - 1", "k2": "(new - ref)^2 / 2"}
 EVALUATED = {
     "all": "warm start, student and teachers",
     "after": "the exported student alone",
     "look": "it alone, every question after the word look (tiny world)",
+    "blank": "it alone, and once more with its pictures blanked, as is the warm start",
 }
 
 # A method is a set of settings; flags given explicitly win. Same data, same updates, same evaluation for all.
@@ -128,6 +137,7 @@ class Config:
     teachers: str = setting("tiny-qwen-teacher", "A or A,B: names, folders, NAME=URL; reference: the answers")
     teachers_file: str = setting("", "responses made elsewhere: JSONL with question, teacher, text")
     teacher_samples: int = setting(SAMPLES, "cached responses per question and teacher (the paper: 16)", ours=4)
+    taught: float = setting(1.0, "training questions with teacher text: a share up to 1, else how many; drawn by seed")
     teacher_temperature: float = setting(TEMPERATURE, "sampling temperature of the teachers")
     judge: str = setting("rule", "rule, qwen2.5-32b, a folder, or a URL", paper="qwen2.5-32b")
     reward: str = setting("", "FILE.py in the judge's place: reward(question, response) returns 0 or 1")
@@ -142,7 +152,9 @@ class Config:
     # questions
     data: str = setting("", "JSONL file of questions; without it the embedded tiny world")
     pool: int = setting(512, "training questions of the tiny world")
-    valid_questions: int = setting(300, "validation questions: they choose the exported checkpoint")
+    valid_questions: int = setting(
+        300, "validation questions: they choose the exported step; with --judged 0 the last is"
+    )
     test_questions: int = setting(1000, "test questions of the tiny world: read by the evaluate stage only")
     image_tokens: int = setting(0, "most image tokens of a picture; 0: the folder's", ours=REAL_IMAGE_TOKENS, zero=True)
     max_new_tokens: int = setting(40, "longest response; also the constant that sums are divided by", ours=512)
@@ -153,6 +165,7 @@ class Config:
     d_stop: float = setting(0.95, "it stops when the accuracy on held-out questions reaches this")
     d_lr: float = setting(2e-4, "learning rate in the loop, constant; 0: frozen", paper=1e-6, zero=True)
     d_input: str = setting("response", "what D reads", D_INPUT)
+    d_loss: str = setting("bce", "its loss", D_LOSS)
     # the loop
     steps: int = setting(60, "steps of the RIL loop", paper=1000, zero=True)
     questions_per_step: int = setting(12, "questions per step (P)", ours=40)
@@ -199,7 +212,7 @@ class Config:
     @property
     def discriminator(self) -> str:
         """none where no reward is D's; frozen at a learning rate of 0; else updated."""
-        learned = self.similarity in ("binary", "three", "levels", "continuous")
+        learned = self.similarity in ("binary", "gated", "three", "levels", "continuous")
         return ("updated" if self.d_lr else "frozen") if learned else "none"
 
     @property

@@ -14,7 +14,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,14 @@ class Question:
     def pictures(self) -> "list[Image.Image]":
         """The pictures as a person sees them, in RGB. Raises UserError with the question's id for an unreadable one."""
         return [open_picture(x, self.id) for x in self.images]
+
+
+def blanked(question: Question) -> Question:
+    """The question with grey pictures of the same sizes: what is still answered was not seen."""
+    from PIL import Image
+
+    grey = tuple(Image.new("RGB", picture.size, (128, 128, 128)) for picture in question.pictures())
+    return replace(question, images=grey)
 
 
 # ------------------------------------------------------------------------------------------------ seeds and order

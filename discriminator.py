@@ -21,7 +21,7 @@ from torch import nn
 from data import shared_prefix, slices
 from engine.loading import copy_slice
 from engine.lora import Adapter, in_role
-from engine.sharding import reshard
+from engine.sharding import all_gather, rank_and_world, reshard
 from model import VLM, Batch, Prompt, head_product, pack, trunk
 
 SYSTEM = "a response in <response> tags was written by a teacher or by a student."
@@ -110,6 +110,25 @@ def discriminator_loss(student_logit, is_student, students: int, teachers: int) 
     return 0.5 * (terms[is_student].sum() / max(students, 1) + terms[~is_student].sum() / max(teachers, 1))
 
 
+def pairwise_loss(student_logit, is_student, is_teacher, pairs: int) -> torch.Tensor:
+    """Bradley-Terry: minus log P(of two texts of a group the student's is taken for the student's), summed over the
+    pairs of a student's and a teacher's text and divided by `pairs`, those of the whole step; all (Q, N) -> scalar.
+
+    P is sigmoid of the difference of the logits, so no logit has a meaning by itself: see `relative`.
+    """
+    behind = student_logit[:, None, :] - student_logit[:, :, None]  # (Q, N, N): text j minus text i
+    pair = is_student[:, :, None] & is_teacher[:, None, :]
+    return F.softplus(behind)[pair].sum() / max(pairs, 1)
+
+
+def relative(student_logit: torch.Tensor, is_student: torch.Tensor) -> torch.Tensor:
+    """Logits of a D that learned from pairs, each minus the mean of the other class: above 0 it reads like a student's
+    beside them. Any shape -> same shape.
+    """
+    student, teacher = (student_logit[x].mean() for x in (is_student, ~is_student))
+    return student_logit - torch.where(is_student, teacher, student)
+
+
 def similarity_reward(student_logit: torch.Tensor, kind: str = "binary") -> torch.Tensor:
     """How much a text reads like a teacher's, in [0, 1]; any shape -> same shape, fp32. The paper's is binary.
 
@@ -123,18 +142,27 @@ def similarity_reward(student_logit: torch.Tensor, kind: str = "binary") -> torc
 
 
 def discriminator_backward(
-    D: Discriminator, batches: list[Batch], is_student: torch.Tensor, share: float = 1.0, scale: float = 1.0
+    D: Discriminator, batches: list[Batch], is_student: torch.Tensor, learned: torch.Tensor, kind: str = "bce"
 ) -> tuple[float, torch.Tensor]:
-    """Gradients of Eq. 1 on the packed texts of a step: -> loss, student_logit (R,); is_student (R,) in packed order.
+    """Gradients of Eq. 1 on the packed texts of a step: -> loss of this rank's texts, student_logit (R,).
 
-    Over ranks `share` is this rank's share of the step's texts and `scale` the number of ranks (FSDP averages).
+    is_student, learned (Q, N) in packed order: who wrote a text, and whether D learns from it. With kind pairwise all
+    texts of a group lie in one batch. A collective: losses are divided by counts of all ranks.
     """
-    students, logits, total = int(is_student.sum()), [], 0.0
+    student, teacher, logits, total = is_student & learned, ~is_student & learned, [], 0.0
+    pairs, world = student.sum(dim=1) * teacher.sum(dim=1), rank_and_world()[1]
+    counts = all_gather([int(x.sum()) for x in (student, teacher, pairs)])
+    students, teachers, pairs = (sum(x) for x in zip(*counts, strict=True))
     for batch in batches:
-        here = is_student[sum(map(len, logits)) :][: len(batch.last)].to(batch.ids.device)
+        here = slice(sum(map(len, logits)), sum(map(len, logits)) + len(batch.last))
         student_logit = D(batch)
-        loss = share * discriminator_loss(student_logit, here, students, len(is_student) - students)
-        (scale * loss).backward()
+        mine, theirs = (x.flatten()[here].to(batch.ids.device) for x in (student, teacher))
+        if kind == "pairwise":
+            loss = pairwise_loss(*(x.view(-1, is_student.shape[1]) for x in (student_logit, mine, theirs)), pairs)
+        else:
+            kept = mine | theirs
+            loss = discriminator_loss(student_logit[kept], mine[kept], students, teachers)
+        (world * loss).backward()  # FSDP takes the mean over ranks
         logits.append(student_logit.detach())
         total += loss.item()
     return total, torch.cat(logits)
@@ -145,4 +173,12 @@ def discriminator_scores(D: Discriminator, batches: list[Batch]) -> torch.Tensor
     """student_logit (R,) of packed texts, on the CPU."""
     student_logit = torch.cat([D(batch) for batch in batches]).cpu()
     reshard(D)
+    return student_logit
+
+
+def step_scores(D: Discriminator, batches: list[Batch], is_teacher: torch.Tensor, kind: str = "bce") -> torch.Tensor:
+    """student_logit (questions, rows) on a step's texts; after pairs: minus the mean of all its teacher texts."""
+    student_logit = discriminator_scores(D, batches).view(is_teacher.shape)
+    if kind == "pairwise":
+        student_logit -= torch.cat(all_gather(student_logit[is_teacher])).mean()
     return student_logit

@@ -21,7 +21,7 @@ from engine.files import as_jsonl, read_jsonl, text_field
 from engine.folders import family_of
 from engine.loading import find_folder
 from engine.players import judge_of
-from engine.run import HOME, Run, pretraining_questions, split
+from engine.run import HOME, Run, pretraining_questions, split, taught_questions
 from engine.served import Server
 from engine.sharding import all_gather, barrier, deal, together
 from judge import Judge
@@ -32,10 +32,10 @@ FOLDER = HOME / "results" / "teachers"  # committed: each tiny teacher's weights
 
 
 def samples_of(cfg, questions: list) -> dict[str, int]:
-    """Number of responses asked from each teacher, by question id: more for questions of D's pre-training."""
+    """Number of responses asked from each teacher, by id of a taught question: more where D's pre-training comes by."""
     held, steps = pretraining_questions(cfg, questions)
     more = dict.fromkeys((q.id for part in (held, *steps) for q in part), cfg.pretraining_samples)
-    return {q.id: max(cfg.teacher_samples, more.get(q.id, 0)) for q in questions}
+    return {q.id: max(cfg.teacher_samples, more.get(q.id, 0)) for q in taught_questions(cfg, questions)}
 
 
 def teacher_folder(name: str) -> Path:
@@ -103,10 +103,10 @@ def as_lines(responses: list[Response], verdicts: Iterable = ()) -> str:
 
 
 def teachers(run: Run) -> None:
-    """Every teacher's responses to every training question, judged once: from a file, committed, or asked for now."""
+    """Every teacher's responses to every taught question, judged once: from a file, committed, or asked for now."""
     cfg, got = run.cfg, []
-    questions = split(cfg)["train"]
-    samples = samples_of(cfg, questions)
+    samples = samples_of(cfg, split(cfg)["train"])
+    questions = [q for q in split(cfg)["train"] if q.id in samples]
     alike = cfg.teacher_temperature == TEMPERATURE and cfg.teacher_samples <= SAMPLES and not cfg.data
     for entry in cfg.teachers.split(","):
         name, _, url = entry.partition("=")
@@ -160,8 +160,6 @@ def whole_responses(run: Run, encoder: Encoder, questions: list) -> dict[str, di
         print("  teacher responses are left out: " + ", ".join(f"{n} {why}" for why, n in left.items()))
     if left["empty"] == len(rows):
         raise UserError(f"{file}: all teacher texts are empty; correct the teacher, or --teachers-file")
-    if none := [q for q, found in of.items() if not any(found.values())]:
-        print(f"  {len(none)} questions are left out, no teacher has a whole response to them: {some(none)}")
     return of
 
 
@@ -176,13 +174,22 @@ def fill_gaps(found: dict[str, list], enough: int, size: int) -> int:
 
 
 class TeacherCache:
-    """The teachers' responses in the student's tokens; `draw` takes a question's, at random, seeded."""
+    """The teachers' responses in the student's tokens; `draw` takes a question's, at random, seeded.
+
+    `of` holds the questions that have some, by id; `questions` those of the loop. A question without teacher text stays
+    in the loop, with the student's rows alone, but for methods without student rows, and but for a D that reads the
+    question. Then some questions, `held`, measure D: it never learns from their texts.
+    """
 
     def __init__(self, run: Run, encoder: Encoder, questions: list):
         cfg, self.names = run.cfg, run.cfg.teacher_names
         self.each = cfg.group_size // (len(self.names) if cfg.teacher_rows == "split" else 1)
         self.rows = self.each * len(self.names)  # teacher rows of a group
-        self.of, filled = whole_responses(run, encoder, questions), 0
+        self.of, filled = whole_responses(run, encoder, taught_questions(cfg, questions)), 0
+        stays = cfg.student_rows != "none" and cfg.d_input == "response"
+        if none := [q for q, found in self.of.items() if not any(found.values())]:
+            what = "have the student's rows alone" if stays else "are left out"
+            print(f"  {len(none)} questions {what}, no teacher has a whole response to them: {some(none)}")
         for found in self.of.values():
             for name, mine in found.items():
                 found[name] = [x for x in mine if x[1] or cfg.teacher_use != "right"]
@@ -190,16 +197,34 @@ class TeacherCache:
             filled += fill_gaps(found, min(size, cfg.teacher_samples), size)
         if filled:
             print(f"  {filled} responses stand in for those of a teacher that has too few to a question")
-        self.questions = [q for q in questions if any(self.of[q.id].values())]
-        if not self.questions:
+        self.of = {q: found for q, found in self.of.items() if any(found.values())}
+        if not self.of:
             what = "no teacher response is right" if cfg.teacher_use == "right" else "no whole teacher response"
             raise UserError(f"{run.path}/teachers.jsonl: {what}; a run with a larger --max-new-tokens may have some")
 
+        self.questions = [q for q in questions if q.id in self.of or stays]
+        self.held, self.pool = set(), {}
+        if self.is_partial:
+            print(f"  {len(self.of)} of {len(questions)} training questions have teacher text")
+            held, visits = pretraining_questions(cfg, questions, self.of)
+            self.held = {q.id for q in held} - {q.id for step in visits for q in step}
+            read = [found for q, found in self.of.items() if q not in self.held]
+            self.pool = {name: [x for found in read for x in found[name]] for name in self.names}
+
+    @property
+    def is_partial(self) -> bool:
+        """Does the loop meet questions without teacher text?"""
+        return len(self.of) < len(self.questions)
+
     def draw(self, question: str, *purpose, count: int = 0) -> tuple[list[Response], list[int]]:
-        """Each teacher's share of a group (or `count` each), and the verdicts. Repeats where the cache holds fewer."""
-        rng = np.random.default_rng(seed_of(*purpose, question, "teacher draw"))
+        """Each teacher's share of a group (or `count` each), and the verdicts. Repeats where the cache holds fewer.
+
+        To a question without teacher text: what D reads as teacher text beside it, drawn from all that it learns from.
+        """
+        has_text = question in self.of
+        rng = np.random.default_rng(seed_of(*purpose, question, "teacher draw" if has_text else "unpaired"))
         chosen = []
-        for found in self.of[question].values():
+        for found in (self.of[question] if has_text else self.pool).values():
             n = count or self.each
             chosen += [found[i] for i in rng.choice(len(found), n, replace=len(found) < n)]
         return [r for r, _ in chosen], [v for _, v in chosen]

@@ -36,8 +36,8 @@ import torch
 from tqdm import tqdm
 
 from config import D_ALARM, STAGES, Config, parse
-from data import questions_at, slices
-from discriminator import discriminator_backward, discriminator_scores
+from data import blanked, questions_at, slices
+from discriminator import discriminator_backward, step_scores
 from engine import report
 from engine.ahead import Ahead
 from engine.asking import teacher_model
@@ -45,7 +45,7 @@ from engine.checks import check_players, check_questions, unlike_the_paper
 from engine.command import UserError, run_command
 from engine.families import FULL
 from engine.files import as_jsonl
-from engine.groups import answers_of, pack_for_policies, refill, rows_of, similarity_of
+from engine.groups import advantages_of, answers_of, masks, objective_of, pack_policies, refill, rows_of, similarity_of
 from engine.loading import load, save
 from engine.memory import best_offload
 from engine.players import (
@@ -66,8 +66,9 @@ from engine.players import (
 )
 from engine.run import Checkpoints, Run, open_run, peak_memory_mb, pretraining_questions, set_up, split
 from engine.sharding import all_gather, barrier, dealt, new_folder, rank_and_world
+from engine.unseen import begin, may_learn, unseen_logits, watch
 from eval import evaluate
-from grpo import Objective, advantages, policy_loss, rewards, teacher_advantages
+from grpo import policy_loss, rewards
 from model import VLM, Encoder
 from rollout import rollout, sampling_of
 from teachers import TeacherCache, teacher_folder, teachers
@@ -77,10 +78,9 @@ from tiny.lessons import sft
 # ------------------------------------------------------------------------------------------------ stage: discriminator
 def discriminator(run: Run) -> None:
     """Pre-train D on fresh student samples against cached teacher responses; stop early on held-out questions."""
-    cfg, world = run.cfg, rank_and_world()[1]
-    student = load_start(run)
+    cfg, student = run.cfg, load_start(run)
     cache = TeacherCache(run, student.encoder, split(cfg)["train"])
-    held, visits = pretraining_questions(cfg, split(cfg)["train"], [q.id for q in cache.questions])
+    held, visits = pretraining_questions(cfg, split(cfg)["train"], cache.of)
     n, read = cfg.pretraining_samples, {q.id for part in (held, *visits) for q in part}
     if few := sum(min(map(len, cache.of[q].values())) < n for q in read):
         print(f"  {few} of {len(read)} questions have fewer than {n} cached responses of a teacher: D reads repeats")
@@ -88,8 +88,8 @@ def discriminator(run: Run) -> None:
     optimizer = adamw(D, cfg.d_pretrain_lr)
     run.rewind("discriminator", 0)
 
-    def texts(questions: list, step: int) -> tuple[list, torch.Tensor, int]:
-        """This rank's packed texts, who wrote them, and the number of questions of the step."""
+    def texts(questions: list, step: int) -> tuple[list, torch.Tensor]:
+        """This rank's packed texts, and who wrote them (its questions, texts)."""
         asked, own = dealt(questions)
         prompts, names = [student.encoder.encode_question(q) for q in asked], [q.id for q in asked[:own]]
         sampled = (cfg.max_new_tokens, sampling_of(cfg), (cfg.seed, "d", step))
@@ -99,25 +99,27 @@ def discriminator(run: Run) -> None:
         groups = [
             mine + cache.draw(name, cfg.seed, "d", step, count=n)[0] for name, mine in zip(names, fresh, strict=True)
         ]
-        is_student = torch.tensor([r.source == "student" for g in groups for r in g], dtype=torch.bool)
         groups += [[]] * (len(asked) - own)
-        cut = slices(n * (1 + len(cache.names)), 2 * cfg.group_size)  # a row has as many texts as in the loop
+        count = n * (1 + len(cache.names))
+        is_student = (torch.arange(count) < n).expand(own, -1)
+        # a row has as many texts as in the loop; pairs of a question's texts need all of them in one row
+        cut = slices(count, 2 * cfg.group_size if cfg.d_loss == "bce" else count)
         asked, seen = ([x for x in of for _ in cut] for of in (asked, seen))
-        return D.batches(asked, seen, [g[s] for g in groups for s in cut], cfg.micro_batch), is_student, own
+        return D.batches(asked, seen, [g[s] for g in groups for s in cut], cfg.micro_batch), is_student
 
     if visits:
-        held_batches, held_is_student, _ = texts(held, -1)
+        held_batches, held_is_student = texts(held, -1)
     for step, step_questions in enumerate(visits):
         for group in optimizer.param_groups:
             group["lr"] = cfg.d_pretrain_lr * (1 - 0.9 * step / cfg.d_steps)
-        batches, is_student, count = texts(step_questions, step)
+        batches, is_student = texts(step_questions, step)
         with on_gpu(run, D, optimizer):
-            loss, _ = discriminator_backward(D, batches, is_student, count / len(step_questions), world)
+            loss, _ = discriminator_backward(D, batches, is_student, torch.ones_like(is_student), cfg.d_loss)
             loss = total(loss)
             update(optimizer, cfg.clip, loss, run, "discriminator", step, [q.id for q in step_questions])
             with torch.no_grad():
-                mine = [torch.cat([D(b) for b in held_batches]).cpu(), held_is_student]
-        found = report.discriminator_accuracy(*(torch.cat(all_gather(x)) for x in mine))
+                mine = [torch.cat([D(b) for b in held_batches]).cpu(), held_is_student.flatten()]
+        found = report.discriminator_accuracy(*(torch.cat(all_gather(x)) for x in mine), cfg.d_loss)
         run.log("metrics.jsonl", stage="discriminator", step=step, loss=loss, **found)
         print(f"  step {step + 1:3d}  loss {loss:.3f}  held-out accuracy {found['d_accuracy']:.3f}", flush=True)
         if found["d_accuracy"] >= cfg.d_stop:
@@ -142,11 +144,9 @@ def ril(run: Run) -> None:
     parts = split(cfg)
     cache = TeacherCache(run, replica.encoder, parts["train"]) if cfg.teacher_use != "none" else None
     questions = cache.questions if cache else parts["train"]
-    checkpoints, progress = Checkpoints(run, "ril", players.trained(), cfg.checkpoint_every), {"best": -1.0}
+    checkpoints, progress = Checkpoints(run, "ril", players.trained(), cfg.checkpoint_every), begin(cache)
     P, T = cfg.questions_per_step, cache.rows if cache else 0
     G, in_mean, scored = rows_of(cfg, T)  # rows of a group: the student's, those in its mean, those in the gradient
-    lengths = dict(max_length=cfg.max_new_tokens, length_mean=cfg.length_norm == "mean")
-    objective = Objective(P * in_mean, **lengths, eps=cfg.eps, beta=cfg.beta, kl=cfg.kl, teacher_use=cfg.teacher_use)
     if (start := checkpoints.resume(progress)) == 0:
         validate(run, replica, student, parts["valid"], 0, progress)
     ahead = Ahead(partial(encoded_at, copy.deepcopy(replica.encoder), questions, P, cfg.seed), cfg.steps)
@@ -170,38 +170,39 @@ def ril(run: Run) -> None:
 
         # 4 pack: one question = one row for the policies (in 8); for D, which reads texts alone, a pass = one row
         groups = [mine + theirs for mine, (theirs, _) in zip(fresh, cached, strict=True)] + [[]] * (len(asked) - own)
-        is_teacher = (torch.arange(G + T) >= G).expand(own, -1)  # (own, G + T)
+        is_teacher, there, learned = masks(groups[:own], asked, cache, G + T)  # (own, G + T)
         cut = slices(len(groups), cfg.micro_batch)
 
         # 5 discriminator: mu updates by Eq. 1 (lines 7-9)
         student_logit, d_row = None, {}
         if D:
             with on_gpu(run, D, players.d_optimizer):
-                d_packed = D.batches(asked, seen, groups, cfg.micro_batch)
+                d_packed, unseen = D.batches(asked, seen, groups, cfg.micro_batch), unseen_logits(D, cache, cfg, step)
                 for _ in range(cfg.mu):
-                    d_loss, logit = discriminator_backward(D.train(), d_packed, ~is_teacher.flatten(), own / P, world)
+                    d_loss, logit = discriminator_backward(D.train(), d_packed, ~is_teacher, learned, cfg.d_loss)
                     d_loss = total(d_loss)
-                    d_row = d_row or report.discriminator_metrics(d_loss, logit, is_teacher)
-                    if cfg.discriminator == "updated":
+                    d_row = d_row or report.d_metrics(cfg.d_loss, d_loss, logit, is_teacher, learned, unseen)
+                    if may_learn(cfg, progress):
                         update(players.d_optimizer, cfg.clip, d_loss, run, "ril", step, ids)
                     players.d_optimizer.zero_grad()
-                student_logit = discriminator_scores(D, d_packed).view(own, G + T)
+                student_logit = step_scores(D, d_packed, is_teacher, cfg.d_loss)
+            d_row |= watch(d_row, progress)
         clock("discriminator")
 
         # 6 rewards: r_sim from the just-updated D, r_ans from the judge (line 10)
-        similarity = similarity_of(cfg.similarity, asked, groups, is_teacher, student_logit)
         answer = answers_of(judge, asked, fresh, cached, G + T) * (cfg.judged > 0)
+        similarity = similarity_of(cfg, asked, groups, is_teacher, student_logit, (answer * there)[:, :in_mean])
         reward = rewards(similarity, answer)
 
         # 7 advantages over the whole group (line 10)
-        advantage = advantages(reward[:, :in_mean], cfg.advantage)
-        advantage = teacher_advantages(advantage, is_teacher[:, :in_mean], cfg.teacher_use)[:, :scored]
+        advantage = advantages_of(cfg, *(x[:, :in_mean] for x in (reward, is_teacher, there)))[:, :scored]
         if cfg.refill:  # dead groups give way to other questions, once
-            lists, tables = (ids, asked, seen, fresh, groups), (student_logit, similarity, answer, reward, advantage)
-            d_row["refilled"] = refill(run, players, judge, cache, questions, step, lists, tables)
+            now = (ids, asked, seen, fresh, groups), (there, student_logit, similarity, answer, reward, advantage)
+            d_row["refilled"] = refill(run, players, judge, cache, questions, step, *now)
 
         # 8 student: mu updates by Eq. 2; pi_old's log-probs come from this forward pass, not from the sampler (11-13)
-        packed = pack_for_policies(run, replica, seen, [[r.ids for r in g[:scored]] for g in groups], cut)
+        kept, objective = there[:, :scored], objective_of(cfg, there[:, :in_mean])
+        packed = pack_policies(run, replica, seen, groups, kept, cut)
         logp_ref, logp_old = reference_log_probs(run, reference, packed), []
         with on_gpu(run, players.student_optimizer):
             for _ in range(cfg.mu):
@@ -210,7 +211,7 @@ def ril(run: Run) -> None:
                     logp = student(batch)  # (R, L)
                     if len(logp_old) == i:
                         logp_old.append(logp.detach())
-                    a, teacher = (x.flatten().to(logp.device) for x in (advantage[s], is_teacher[s, :scored]))  # (R,)
+                    a, teacher = (x[s][kept[s]].to(logp.device) for x in (advantage, is_teacher[:, :scored]))  # (R,)
                     loss = policy_loss(logp, logp_old[i], logp_ref[i], a, batch.mask, teacher, objective)
                     (world * loss).backward()  # FSDP takes the mean over ranks
                     loss_sum += loss.item()
@@ -222,9 +223,10 @@ def ril(run: Run) -> None:
         # 9 log
         report.show(run, step, asked, groups, similarity, answer, advantage, [0, G] if G and T else [0])
         row = dict(loss=loss_sum, gradient_norm=norm, malformed=report.malformed_share(judge), **d_row)
-        row |= report.look_metrics(asked, fresh, student_logit)
+        row |= report.look_metrics(asked, fresh, student_logit) | report.taught_share(cache, there)
         row |= report.step_metrics((reward, similarity, answer, is_teacher, advantage), ratios)
-        row |= report.token_metrics(fresh, packed, logp_old, logp_ref, is_teacher[:, :scored], cut, cfg.kl, how)
+        whose = [teacher[k] for teacher, k in zip(is_teacher[:, :scored], kept, strict=True)]
+        row |= report.token_metrics(fresh, packed, logp_old, logp_ref, whose, cut, cfg.kl, how)
         report.log_step(run, step, row, clock, packed)
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
             validate(run, replica, student, parts["valid"], step + 1, progress)
@@ -244,19 +246,23 @@ def encoded_at(encoder: Encoder, questions: list, count: int, seed: int, step: i
 
 
 def validate(run: Run, replica: VLM, student: VLM, valid: list, step: int, progress: dict) -> None:
-    """Accuracy on the validation questions; the best student so far (by sampled accuracy) is kept for export."""
+    """Accuracy on the validation questions; the best student so far (by sampled accuracy) is kept for export.
+
+    Training without an answer key (--judged 0) has none to choose by: the last student is kept, whatever its accuracy.
+    """
     cfg = run.cfg
     with as_exported(run, replica, student):
         found = evaluate(replica, valid, judge_of(run), cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
     score = found.get("sampled", found["greedy"])
     row = dict(valid_greedy=found["greedy"], valid_sampled=score)
     run.log("metrics.jsonl", stage="ril", step=step - 1, **row)  # belongs to the state behind that step
-    better = score > progress["best"]
+    better = score > progress["best"] or not cfg.judged
     if better:
         progress |= {"best": score, "best_step": step}
         save(student, run.path / "checkpoints" / "best", torch.float32)
     print(
-        f"  validation after {step} steps: {found['greedy']:.3f} greedy, {score:.3f} sampled{'  (best)' * better}",
+        f"  validation after {step} steps: {found['greedy']:.3f} greedy, {score:.3f} sampled"
+        f"{'  (best)' * bool(better and cfg.judged)}",
         flush=True,
     )
 
@@ -283,19 +289,21 @@ def evaluate_run(run: Run) -> None:
     """Held-out questions before and after, the teachers beside them; summary.json is written last."""
     cfg, judge = run.cfg, judge_of(run)
     test = [replace(q, text=f"look {q.text}") if cfg.evaluated == "look" else q for q in split(cfg)["test"]]
+    blank = [blanked(q) for q in test] if cfg.evaluated == "blank" else []
     players = {"before": run.path / "sft", "after": run.path / "student", "last": run.path / "last"}
     if cfg.teacher_use != "none":
         names = [n for n in cfg.teachers.split(",") if n != "reference" and "=" not in n and n not in FULL]
         names = [] if cfg.teachers_file else names
         players |= {f"teacher_{i + 1}".removesuffix("_1"): name for i, name in enumerate(names)}
     if cfg.evaluated != "all":
-        players = {"after": players["after"]}
+        more = {f"{who}_blank": players[who] for who in ("before", "after") if blank}
+        players = {"after": players["after"]} | more
     summary, texts, answers = {"name": cfg.name, "algo": cfg.algo, "test_questions": len(test)}, {}, []
     how = (cfg.max_new_tokens, cfg.eval_draws, cfg.seed, cfg.rollout_rows)
     for who in tqdm(players, "evaluation", delay=2, disable=not run.first):
         is_teacher = who.startswith("teacher")
         asked = teacher_model(teacher_folder(players[who]), run) if is_teacher else load_replica(run, players[who])
-        found = evaluate(asked, test, judge, *how)
+        found = evaluate(asked, blank if who.endswith("_blank") else test, judge, *how)
         del asked
         gc.collect()  # FSDP modules hold reference cycles, so collect explicitly
         texts[who] = found.pop("texts")

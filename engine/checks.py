@@ -11,7 +11,7 @@ from engine.families import FULL, JUDGES
 from engine.files import read_jsonl
 from engine.loading import load, meta_language_model, meta_model, random_meta_model
 from engine.local import judge_digits
-from engine.run import questions_in, split
+from engine.run import questions_in, split, taught_questions
 from engine.served import Server, is_url
 from engine.sharding import all_gather, deal, rank_and_world
 from engine.tracker import check_tracker
@@ -28,6 +28,8 @@ def check_players(cfg: Config) -> Encoder | None:
     Raises UserError that names the first player that cannot be used.
     """
     check_tracker(cfg.tracker)
+    if cfg.taught > (count := len(split(cfg)["train"]) if cfg.taught > 1 else 1):
+        raise UserError(f"--taught {cfg.taught:g}: there are {count} training questions")
     if cfg.teachers_file:
         check_teachers_file(cfg)
     cached = (Path("runs") / cfg.name / "teachers.jsonl").exists()
@@ -63,7 +65,7 @@ def check_teachers_file(cfg: Config) -> None:
     known = {q.id for q in questions_in(cfg.data)} if cfg.data else set()
     parts = split(cfg)
     known |= {q.id for part in parts.values() for q in part}
-    train = {q.id for q in parts["train"]}
+    of_training, train = ({q.id for q in part} for part in (parts["train"], taught_questions(cfg, parts["train"])))
     answered = {row["teacher"] for row in rows if row["question"] in train}
     if none := [name for name in names if name != "reference" and name not in answered]:
         theirs, asked = some(row["teacher"] for row in rows), some(row["question"] for row in rows)
@@ -74,10 +76,12 @@ def check_teachers_file(cfg: Config) -> None:
     others = [row["teacher"] for row in rows if row["teacher"] not in names]
     mine = [row["question"] for row in rows if row["teacher"] in names]
     strange = [q for q in mine if q not in known]
-    held = sum(q in known and q not in train for q in mine)
+    untaught = sum(q in of_training and q not in train for q in mine)
+    held = sum(q in known and q not in of_training for q in mine)
     for count, why in (
         (len(others), f"are of teachers that --teachers does not name: {some(others)}"),
         (held, "are about questions outside the training part"),
+        (untaught, "are about questions that --taught does not draw"),
         (len(strange), f"are about questions that are not in the data: {some(strange)}"),
     ):
         if count:

@@ -39,6 +39,8 @@ def in_players(cfg, given: dict) -> list[tuple[bool, str]]:
     names, has_teachers = cfg.teacher_names, cfg.teacher_use != "none"
     shared = has_teachers and cfg.teacher_rows == "split" and cfg.group_size % len(names) != 0
     return [
+        (cfg.taught > 1 and cfg.taught % 1 > 0, f"--taught {cfg.taught}: a share up to 1, or a whole number above"),
+        (cfg.taught != 1 and not has_teachers, f"--taught {cfg.taught:g} counts teacher text, and there is none"),
         ("" in names, f"--teachers {cfg.teachers}: an empty name; give A, A,B or NAME=URL"),
         (has_teachers and len(set(names)) < len(names), f"--teachers {cfg.teachers}: the same teacher twice"),
         (shared, f"--group-size {cfg.group_size} cannot be split over {len(names)} teachers; take a multiple"),
@@ -67,6 +69,13 @@ def in_method(cfg) -> list[tuple[bool, str]]:
         (has_d and not has_teachers, f"--similarity {cfg.similarity} is D's, and D reads teacher text: --teacher-use"),
         (cfg.teacher_use == "discriminator" and not has_d, "--teacher-use discriminator needs a --similarity of D"),
         (cfg.d_input != "response" and not has_d, f"--d-input {cfg.d_input} needs a --similarity of D"),
+        (
+            cfg.d_input != "response" and cfg.taught != 1,
+            f"--d-input {cfg.d_input} with --taught: teacher text beside another question would give itself away to D",
+        ),
+        (cfg.d_loss != "bce" and not has_d, f"--d-loss {cfg.d_loss} needs a --similarity of D"),
+        (cfg.d_loss != "bce" and cfg.refill, f"--d-loss {cfg.d_loss} compares within a step's first draw: no --refill"),
+        (cfg.similarity == "gated" and not cfg.judged, "--similarity gated asks for a right answer: no --judged 0"),
         (cfg.discriminator == "frozen" and not cfg.d_steps, "--d-lr 0 and --d-steps 0: such a D has learned nothing"),
         (cfg.similarity == "constant" and not in_group, "--similarity constant marks teacher rows: it needs them"),
         (cfg.similarity == "oracle" and bool(cfg.data), "--similarity oracle knows the tiny world only: no --data"),
@@ -78,5 +87,8 @@ def in_method(cfg) -> list[tuple[bool, str]]:
         (likelihood and has_d, f"--algo {cfg.algo} has no student rows: nothing for D to tell apart"),
         (likelihood and cfg.teacher_use == "baseline", "--teacher-use baseline leaves nothing to be trained"),
         (likelihood and cfg.refill, f"--algo {cfg.algo} has no groups without a signal: nothing to --refill"),
-        (cfg.group_size < 2 and not in_group, "--group-size 1 without teacher rows: a group of one has no advantage"),
+        (
+            cfg.group_size < 2 and (not in_group or cfg.taught != 1),
+            "--group-size 1 without teacher rows: a group of one has no advantage",
+        ),
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from discriminator import similarity_reward
+from discriminator import relative, similarity_reward
 from engine.alarms import raised
 from engine.command import UserError
 from engine.files import read_jsonl, write
@@ -33,18 +33,36 @@ class Clock:
         self.seconds[name], self.last = now - self.last, now
 
 
-def discriminator_accuracy(student_logit: torch.Tensor, is_student: torch.Tensor) -> dict[str, float]:
-    """Share of right verdicts per class and their mean; 0.5 = D cannot tell them apart."""
+def discriminator_accuracy(
+    student_logit: torch.Tensor, is_student: torch.Tensor, kind: str = "bce"
+) -> dict[str, float]:
+    """Share of right verdicts per class and their mean; 0.5 = D cannot tell them apart. kind: --d-loss."""
+    student_logit = relative(student_logit, is_student) if kind == "pairwise" else student_logit
     right = (student_logit > 0) == is_student
     on_student, on_teacher = (right[x].float().mean().item() if x.any() else 0.0 for x in (is_student, ~is_student))
     return {"d_accuracy": (on_student + on_teacher) / 2, "d_on_student": on_student, "d_on_teacher": on_teacher}
 
 
-def discriminator_metrics(d_loss: float, student_logit: torch.Tensor, is_teacher: torch.Tensor) -> dict[str, float]:
-    """D on the step's texts, over all ranks; is_teacher (questions, rows), student_logit flat."""
-    logit = torch.stack(gather_dealt(list(student_logit.cpu().view(is_teacher.shape))))
-    of_student = torch.stack(gather_dealt(list(~is_teacher)))
-    return {"d_loss": d_loss, **discriminator_accuracy(logit.flatten(), of_student.flatten())}
+def d_metrics(kind: str, d_loss: float, student_logit, is_teacher, learned, unseen) -> dict[str, float]:
+    """D on the step's texts that it learns from, over all ranks, and on `unseen` teacher texts (R,), the same on all.
+
+    is_teacher, learned (questions, rows), student_logit flat.
+    """
+    tables = student_logit.cpu().view(is_teacher.shape), ~is_teacher, learned
+    logit, of_student, learned = (torch.stack(gather_dealt(list(x))) for x in tables)
+    out = {"d_loss": d_loss, **discriminator_accuracy(logit[learned], of_student[learned], kind)}
+    if len(unseen):
+        texts = torch.cat([logit[of_student], unseen])
+        found = discriminator_accuracy(texts, torch.arange(len(texts)) < of_student.sum(), kind)
+        out["d_accuracy_unseen"] = found["d_accuracy"]
+    return out
+
+
+def taught_share(cache, there: torch.Tensor) -> dict[str, float]:
+    """The share of the step's groups with teacher text, where some have none; there (questions, rows)."""
+    if not (cache and cache.is_partial):
+        return {}
+    return {"taught": float(torch.stack(gather_dealt(list(there))).all(dim=1).float().mean())}
 
 
 def malformed_share(judge: Judge) -> float:
@@ -110,17 +128,19 @@ def log_step(run: Run, step: int, row: dict, clock: Clock, packed: list) -> None
 
 
 def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str, how: Sampling) -> dict[str, float]:
-    """Metrics of the step's tokens under the policy, over all ranks; the README defines every name.
+    """Metrics of the step's tokens under the policy, over all ranks; the README defines every name. is_teacher[q] marks
+    the rows of a group that are scored.
 
     Sums are taken per question, so that neither micro-batching nor the number of ranks changes them. Where sampler and
     scorer differ on purpose (`how` is not PURE), the mean and the spread of their difference are added.
     """
     mine = []
     for s, batch, old, ref in zip(cut, packed, logp_old, logp_ref, strict=True):
-        n = is_teacher.shape[1]
-        for q, responses in enumerate(fresh[s]):
-            part = slice(q * n, (q + 1) * n)
-            of_teacher = is_teacher[s][q][:, None].to(batch.mask.device) & batch.mask[part]
+        begins = 0
+        for q, (responses, teacher) in enumerate(zip(fresh[s], is_teacher[s], strict=True)):
+            part = slice(begins, begins + len(teacher))
+            begins = part.stop
+            of_teacher = teacher[:, None].to(batch.mask.device) & batch.mask[part]
             of_student = batch.mask[part] & ~of_teacher
             said, sampler = old[part][of_student], torch.tensor([x for r in responses for x in r.logps])
             row = dict(said=-said.double().sum().item(), said_n=len(said), theirs_n=int(of_teacher.sum()))
@@ -164,7 +184,8 @@ def line(step: int, steps: int, row: dict, seconds: float) -> str:
 
 def show(run: Run, step: int, asked: list, groups: list, similarity, answer, advantage, which: list[int]) -> None:
     """Log the step's first question: responses `which` of its group with both rewards and the advantage that reaches
-    the gradient (None: the policy is not scored on this row). Rank 0 writes; another rank may hold no question.
+    the gradient (None: the policy is not scored on this row). Rank 0 writes; another rank may hold no question. A text
+    about another question, which D alone reads, is not shown.
     """
     if not run.first:
         return
@@ -173,6 +194,7 @@ def show(run: Run, step: int, asked: list, groups: list, similarity, answer, adv
         dict(source=group[i].source, text=group[i].text, similarity=similarity[i].item(), answer=answer[i].item())
         | dict(advantage=advantage[i].item() if i < len(advantage) else None)
         for i in which
+        if group[i].question == question.id
     ]
     row = dict(question=question.id, text=question.text, reference=question.answer, responses=chosen)
     run.log("samples.jsonl", stage="ril", step=step, **row)
@@ -188,7 +210,8 @@ def rounded(found: dict) -> dict:
 @torch.no_grad()
 def shown(run: Run, questions: list, judge: Judge, texts: dict) -> list[tuple]:
     """[(question, [{who, text, similarity, answer}])] for samples.md; similarity is the pre-trained discriminator's."""
-    D = make_discriminator(run) if run.cfg.discriminator != "none" else None
+    has_d = run.cfg.discriminator != "none" and run.cfg.d_loss == "bce"  # pairs give a lone text no verdict
+    D = make_discriminator(run) if has_d else None
     student, out = load_start(run), []
     for q in questions:
         said = [Response(q.id, 0, who, [], texts[who][q.id]) for who in texts if who != "last"]
@@ -213,13 +236,24 @@ def print_summary(run: Run) -> None:
         run.write("summary.json", summary)
     print("\n---")
     teachers = [name.removeprefix("greedy") for name in summary if name.startswith("greedy_teacher")]
-    for name in ("test_questions", "greedy", "sampled", "tokens", "looks", "similarity", "answer", "d_accuracy"):
-        for when in ("", "_before", "_after", *teachers, "_start", "_end"):
+    for name in (
+        "test_questions",
+        "greedy",
+        "sampled",
+        "tokens",
+        "looks",
+        "similarity",
+        "answer",
+        "d_accuracy",
+        "d_accuracy_unseen",
+    ):
+        for when in ("", "_before", "_after", "_before_blank", "_after_blank", *teachers, "_start", "_end"):
             if name + when in summary:
                 low_high = summary.get(f"{name}_interval{when}")
                 interval = f"  (95 % interval {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
                 print(f"{name + when}: {summary[name + when]}{interval}")
-    print(f"exported_step: {summary['exported_step']} of {run.cfg.steps}, chosen on the validation questions")
+    how = "chosen on the validation questions" if run.cfg.judged else "the last one: training had no answer key"
+    print(f"exported_step: {summary['exported_step']} of {run.cfg.steps}, {how}")
     print("seconds: " + "  ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items()))
     print(f"peak_memory_mb: {summary['peak_memory_mb']}")
     pictures = f" {run.path}/curves.png {run.path}/samples.md" if run.cfg.evaluated == "all" else ""
@@ -297,7 +331,7 @@ def of_the_loop(run: Run) -> dict:
             f"{run.path}/metrics.jsonl has lost the loop's lines: delete {run.path}/checkpoints, and the same command "
             "runs the loop anew"
         )
-    best = max(validations, key=lambda r: r["valid_sampled"])
+    best = max(validations, key=lambda r: r["valid_sampled"]) if run.cfg.judged else validations[-1]
     tokens = sum(r["packed_tokens"] for r in rows)
     return start_and_end(rows) | dict(packed_tokens=tokens, exported_step=best["step"] + 1)
 
@@ -305,7 +339,8 @@ def of_the_loop(run: Run) -> dict:
 def start_and_end(rows: list[dict]) -> dict[str, float]:
     """Means over the first and the last five steps (fewer in a short run) of what is worth comparing."""
     few, out = max(1, min(5, len(rows) // 2)), {}
-    for name in ("similarity", "answer", "d_accuracy", "look_auc", "dead_groups", "nll_student", "nll_teacher"):
+    names = "similarity answer d_accuracy d_accuracy_unseen look_auc dead_groups nll_student nll_teacher".split()
+    for name in names:
         if rows and name in rows[0]:
             out[f"{name}_start"] = round(float(np.mean([r[name] for r in rows[:few]])), 4)
             out[f"{name}_end"] = round(float(np.mean([r[name] for r in rows[-few:]])), 4)

@@ -141,18 +141,35 @@ def split(cfg) -> dict[str, list]:
     return {name: world_questions(name, size, cell=cell) for name, size in sizes.items()}
 
 
+def taught_count(cfg, questions: int) -> int:
+    """--taught as a number, of so many training questions."""
+    return min(questions, max(1, round(cfg.taught * questions)) if cfg.taught <= 1 else int(cfg.taught))
+
+
+def taught_questions(cfg, questions: list) -> list:
+    """Those of all training questions that may have teacher text, in their order.
+
+    Drawn by seed and id, so the 8 of --taught 8 are among the 32 of --taught 32, on any number of ranks.
+    """
+    drawn = sorted(questions, key=lambda q: seed_of(cfg.seed, "taught", q.id))
+    taught = {q.id for q in drawn[: taught_count(cfg, len(questions))]}
+    return [q for q in questions if q.id in taught]
+
+
 def pretraining_questions(cfg, questions: list, usable: Iterable | None = None) -> tuple[list, list[list]]:
     """(held-out questions, those of each step) of D's pre-training; both empty where there is none.
 
-    The order is that of ALL training questions, so it is known before a teacher is asked. `usable` holds the ids of
-    questions with a response (None: all); the others are skipped, and the order of the rest does not change.
+    The order is that of ALL taught questions, so it is known before a teacher is asked. `usable` holds the ids of
+    questions with a response (None: all); the others are skipped, and the order of the rest does not change. Of few
+    taught questions a quarter is held out, else an eighth.
     """
     if cfg.discriminator == "none" or not cfg.d_steps:
         return [], []
+    part, questions = 8 if cfg.taught == 1 else 4, taught_questions(cfg, questions)
     usable = {q.id for q in questions} if usable is None else set(usable)
     here = [q for q in questions if q.id in usable]
-    held = here[: max(1, min(32, len(here) // 8))]
-    train = questions[max(1, min(32, len(questions) // 8)) :]
+    held = here[: max(1, min(32, len(here) // part))]
+    train = questions[max(1, min(32, len(questions) // part)) :]
     visited = usable - {q.id for q in held}
     if not any(q.id in visited for q in train):  # too few to hold one out
         train, visited = here, usable

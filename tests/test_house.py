@@ -25,7 +25,7 @@ LEVELS = """
     config engine.families engine.contradictions engine.served engine.rule engine.tracker tiny.world tiny.models
     model engine.sharding engine.guard engine.folders engine.loading engine.keys_values engine.lora
     discriminator judge rollout engine.alarms engine.run engine.memory engine.players engine.local engine.asking
-    teachers eval tiny.lessons engine.report engine.checks engine.groups
+    teachers eval tiny.lessons engine.report engine.checks engine.groups engine.unseen
     train
 """  # the lowest first; tools and results stand above them all
 LEVEL = {name: i for i, line in enumerate(LEVELS.strip().splitlines()) for name in line.split()}
