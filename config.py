@@ -29,7 +29,7 @@ SAMPLES, TEMPERATURE = 8, 0.8  # how the committed teacher responses were drawn
 LORA_TIMES = 10  # learning rates with --lora, unless given: so many times those of full training (results/log.md)
 LORA_RATES = ("sft_lr", "sft_lr_end", "d_pretrain_lr", "d_lr", "lr")
 D_ALARM = 0.6  # a held-out accuracy of D below this is a warning
-D_GAP, D_LOOKS = 0.1, 5  # D rests when its unseen accuracy was so far behind for so many steps (engine/unseen.py)
+D_GAP, D_LOOKS = 0.1, 3  # D rests when its unseen accuracy was so far behind for so many steps (engine/unseen.py)
 UNSEEN = 32  # teacher texts of a step that measure it
 STAGES = ("sft", "teachers", "discriminator", "ril", "export", "evaluate")
 

@@ -44,4 +44,6 @@ def watch(row: dict, progress: dict) -> dict:
         return {}
     updated, behind = progress["memorised"] < D_LOOKS, row["d_accuracy"] - row["d_accuracy_unseen"]
     progress["memorised"] = progress["memorised"] + 1 if behind > D_GAP else 0
+    if progress["memorised"] == D_LOOKS:
+        print(f"  D rests: unseen texts are {behind:.2f} behind for {D_LOOKS} steps", flush=True)
     return {"d_updated": int(updated)}

@@ -148,8 +148,9 @@ def test_responses_from_a_file_fill_in_for_a_teacher_that_has_too_few(straight, 
     )
     shutil.rmtree(tmp_path / "runs")
     command(tmp_path, *flags, "--student", str(straight / "sft"))
-    assert f"1 questions are left out, no teacher has a whole response to them: '{questions[3].id}'" in (
-        capsys.readouterr().out
+    assert (
+        f"1 questions have the student's rows alone, no teacher has a whole response to them: '{questions[3].id}'"
+        in (capsys.readouterr().out)
     )
     flags[flags.index("a,b")] = "a,c"
     with pytest.raises(UserError, match="said.jsonl: no response of 'c' to any training question"):

@@ -24,6 +24,7 @@ from engine.memory import (
     sizes,
     training_state,
 )
+from engine.run import taught_count
 
 # What the plan assumes: estimates, until --measured replaces the first five by what tools.gpu_check found on one GPU.
 TFLOPS, BANDWIDTH = 400e12, 2.0e12  # of a GPU: matrix products; bytes/s of its own memory
@@ -193,6 +194,7 @@ def hours_and_disk(cfg, gpus: int, offload: str) -> dict[str, tuple[float, float
     m, step = sizes(cfg.student), sum(step_seconds(cfg, gpus, offload).values())
     mean = MEAN_RESPONSE * cfg.max_new_tokens
     questions = 0.8 * len(read_jsonl(cfg.data)) if cfg.data else cfg.pool  # the training part
+    questions = taught_count(cfg, questions)
     samples, here = questions * cfg.teacher_samples, asked_here(cfg)
     visited, more = min(questions, 32 + cfg.d_steps * cfg.questions_per_step), cfg.pretraining_samples
     samples += visited * max(0, more - cfg.teacher_samples) * (cfg.discriminator != "none")
@@ -259,6 +261,9 @@ def print_plan(cfg, source: str = "assumed (40 and 60 % of an H100's peaks)") ->
     print(f"a step: {sum(of.values()):.1f} s: " + ", ".join(f"{name} {x:.1f}" for name, x in of.items() if x))
     for stage, (hours, disk) in hours_and_disk(there, cfg.gpus, offload).items():
         print(f"{stage}: {hours:.1f} hours, {disk:.1f} GB on disk")
+    if cfg.taught != 1:
+        all_taught = hours_and_disk(dataclasses.replace(there, taught=1.0), cfg.gpus, offload)
+        print(f"--taught {cfg.taught:g}; teachers for every question: {all_taught['teachers'][0]:.1f} hours")
     memory = f"{BANDWIDTH / 1e12:.1f} TB/s a GPU, {HOST / 1e12:.2f} TB/s to the host"
     print(f"{source}: {TFLOPS / 1e12:.0f} TFLOP/s and {memory},")
     print(f"{LAUNCH * 1e6:.0f} microseconds a kernel of a decoded token, {GRAPH_LAUNCH * 1e6:.1f} in a captured graph;")
