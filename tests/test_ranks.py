@@ -1,5 +1,6 @@
 """Ranks, nodes, offload, replicas, disks and ports."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import config
 import engine.asking as asking
 import engine.loading as loading
 import engine.players as players
@@ -147,7 +149,10 @@ def test_offload_and_recomputation_change_no_number(straight, tmp_path, monkeypa
         return stock(self, *args, **more)
 
     monkeypatch.setattr(torch.nn.Module, "to", to)
-    for name, flags in {"plain": [], "recompute": ["recompute=True"], "offload": ["--offload", "phase"]}.items():
+    parse = config.parse
+    for name, flags in {"plain": [], "recompute": [], "offload": ["--offload", "phase"]}.items():
+        recompute = name == "recompute"
+        monkeypatch.setattr(config, "parse", lambda argv, x=recompute: dataclasses.replace(parse(argv), recompute=x))
         moved.clear()
         rows[name] = switched(straight, tmp_path, name, *flags)
     assert rows["plain"] == rows["offload"] == rows["recompute"]
