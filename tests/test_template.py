@@ -32,7 +32,7 @@ def test_gradients_behind_one_beginning_are_those_of_separate_rows():
         D = disc.Discriminator(student)
         batches = [D.pack([[t]]) for texts in TEXTS for t in texts] if apart else [D.pack(TEXTS)]
         is_student = torch.tensor([True, False, True, False, True])
-        _, logit = disc.discriminator_backward(D, batches, is_student)
+        _, logit = disc.discriminator_backward(D, batches, is_student[None], torch.ones(1, 5, dtype=torch.bool))
         found.append([logit, *(p.grad for p in D.parameters() if p.grad is not None)])
     assert len(found[0]) == len(found[1]) > 20
     for a, b in zip(*found, strict=True):
