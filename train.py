@@ -47,6 +47,7 @@ from engine.families import FULL
 from engine.files import as_jsonl
 from engine.groups import advantages_of, answers_of, masks, objective_of, pack_policies, refill, rows_of, similarity_of
 from engine.loading import load, save
+from engine.lora import in_role
 from engine.memory import best_offload
 from engine.players import (
     adamw,
@@ -93,7 +94,7 @@ def discriminator(run: Run) -> None:
         asked, own = dealt(questions)
         prompts, names = [student.encoder.encode_question(q) for q in asked], [q.id for q in asked[:own]]
         sampled = (cfg.max_new_tokens, sampling_of(cfg), (cfg.seed, "d", step))
-        with on_gpu(run, student):
+        with on_gpu(run, student), in_role(student):  # an adapter is cast once for all tokens
             fresh = rollout(student, prompts[:own], names, n, *sampled, max_rows=cfg.rollout_rows)
             seen = student.encode_pictures(prompts)
         groups = [
