@@ -210,8 +210,9 @@ DIGITS = table(r"\d", (rf"(?<![a-z\d.]){NUM}", lambda m: shown(float(m[0]))))
 # ------------------------------------------------------------------------------------------------ set phrases
 PHRASES = table(
     r"\b(?:doubt|question|only|also|well|along|but|other|except|apart|than|instead|opposed|compared|contrast|used|"
-    r"longer|first|initially|means?|meant|far|thought|rul(?:e|ed|ing)|not|know|idea|way|hard|difficult|impossible|unable|say|"
-    r"second|closer|scratch|fact|re-?(?:count|check|consider)|total|sum|all|conclusion|summary|is (?:the|my|your))",
+    r"longer|first|initially|means?|meant|far|thought|rul(?:e|ed|ing)|not|know|idea|way|hard|difficult|impossible|"
+    r"unable|say|second|closer|scratch|fact|re-?(?:count|check|consider)|total|sum|all|conclusion|"
+    r"summary|is (?:the|my|your))",
     (r"\b(?:no|without (?:a |any )?|beyond (?:a |any )?)(?: ?doubt| question)\b|\bnot only\b", " "),
     (r"\bbut also\b|\bas well as\b|\balong with\b", " and "),
     (r"\b(?:none|nothing|nobody|no one) (?:but|other than)\b", " only "),

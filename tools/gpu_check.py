@@ -332,6 +332,22 @@ def most(here: Here) -> None:
     here.keep(flops=flops, bandwidth=bandwidth, HOST=host)
 
 
+@torch.no_grad()
+def token_seconds(here: Here, vlm, prompts: list, group: int, captured: bool, count: int = 24) -> float:
+    """Seconds of a decoded token of all rows, captured (where this is a GPU) or launched kernel by kernel."""
+    captured = captured and Decoder.captures(vlm)
+    with patch.object(Decoder, "captures", staticmethod(lambda _: captured)):
+        _, kv = prefill(vlm, prompts, group, count + 1)
+        decode, tokens = Decoder(vlm, kv), torch.zeros(kv.rows, dtype=torch.long, device=here.device)
+        decode(tokens)
+        here.wait()
+        begin = time.perf_counter()
+        for _ in range(count):
+            decode(tokens)
+        here.wait()
+    return (time.perf_counter() - begin) / count
+
+
 def speed(here: Here, name: str) -> None:
     """The phases of a step at full size with random weights: 5 questions, G 4 + 4, about 1,200 image tokens."""
     facts, small = here.read()["facts"], here.tiny
@@ -349,7 +365,6 @@ def speed(here: Here, name: str) -> None:
     of, longest = count_of(vlm), max(len(p.ids) for p in prompts)
     pictures = sum((p.ids == vlm.base.config.image_token_id).sum().item() for p in prompts)
     work = 2 * of["vision"] * 4 * pictures
-
     pixels = {k: x.to(here.device) for k, x in join_pixels(prompts).items()}
 
     @torch.no_grad()
@@ -361,23 +376,12 @@ def speed(here: Here, name: str) -> None:
 
     here.row(f"{name}: decode and resize {Q} pictures, one thread", f"{1e3 * encoding:.0f} ms, in the background")
     times(f"vision tower, {Q} pictures", here.seconds(look, 3), work / facts["flops"], work / plan.TFLOPS)
-    tokens, rows, found = torch.zeros(Q * G, dtype=torch.long, device=here.device), Q * G, {}
+    rows, found = Q * G, {}
     moved = here.dtype.itemsize * (of["layers"] + of["hidden"] * of["words"] + rows * longest * of["kv"] / 2)
     for way, kernel in (("eager", plan.LAUNCH), ("captured", plan.GRAPH_LAUNCH)):
-        captures = Decoder.captures(vlm) and way == "captured"
-        with torch.no_grad(), patch.object(Decoder, "captures", staticmethod(lambda _, captures=captures: captures)):
-            _, kv = prefill(vlm, prompts, G, 64)
-            decode = Decoder(vlm, kv)
-            decode(tokens)
-            here.wait()
-            begin = time.perf_counter()
-            for _ in range(24):
-                decode(tokens)
-            here.wait()
-        found[way] = (time.perf_counter() - begin) / 24
+        found[way] = token_seconds(here, vlm, prompts, G, way == "captured")
         planned = plan.token_seconds(of, rows, longest, plan.BANDWIDTH, kernel)
         times(f"a token of {rows} rows, {way}", found[way], moved / facts["bandwidth"], planned)
-    del kv, decode
     groups = torch.randint(10, 100, (1, 2 * G, L), generator=torch.Generator().manual_seed(0)).tolist()
     batch = pack(vlm.encode_pictures(prompts[:1]), groups, device=here.device)
     work = forward_flops(of, batch, of["hidden"] * of["words"])
