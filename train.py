@@ -146,11 +146,11 @@ def ril(run: Run) -> None:
     cache = TeacherCache(run, replica.encoder, parts["train"]) if cfg.teacher_use != "none" else None
     questions = cache.questions if cache else parts["train"]
     checkpoints, progress = Checkpoints(run, "ril", players.trained(), cfg.checkpoint_every), begin(cache)
-    P, T = cfg.questions_per_step, cache.rows if cache else 0
+    T = cache.rows if cache else 0
     G, in_mean, scored = rows_of(cfg, T)  # rows of a group: the student's, those in its mean, those in the gradient
     if (start := checkpoints.resume(progress)) == 0:
         validate(run, replica, student, parts["valid"], 0, progress)
-    ahead = Ahead(partial(encoded_at, copy.deepcopy(replica.encoder), questions, P, cfg.seed), cfg.steps)
+    ahead = questions_ahead(run, replica.encoder, questions)
 
     for step in range(start, cfg.steps):  # line 3
         clock = report.Clock()
@@ -236,11 +236,17 @@ def ril(run: Run) -> None:
     save(student, run.path / "checkpoints" / "last", torch.float32)
 
 
-def encoded_at(encoder: Encoder, questions: list, count: int, seed: int, step: int) -> tuple[list, list, int, list]:
-    """A step's (question, visit) over all ranks; this rank's, one more where others have more; its own; its prompts.
+def questions_ahead(run: Run, encoder: Encoder, questions: list) -> Ahead:
+    """`encoded_at` of every step; on a GPU in a thread, one step ahead. On a CPU a thread takes more than it gives.
 
-    It may run in a thread, and a tokenizer serves one thread at a time: so the encoder is a copy.
+    A tokenizer serves one thread at a time, so the encoder is a copy.
     """
+    encode = partial(encoded_at, copy.deepcopy(encoder), questions, run.cfg.questions_per_step, run.cfg.seed)
+    return Ahead(encode, run.cfg.steps if run.device != "cpu" else 0)
+
+
+def encoded_at(encoder: Encoder, questions: list, count: int, seed: int, step: int) -> tuple[list, list, int, list]:
+    """A step's (question, visit) over all ranks; this rank's, one more where others have more; its own; its prompts."""
     visits = questions_at(questions, step, count, seed)
     here, own = dealt(visits)
     return visits, here, own, [encoder.encode_question(q) for q, _ in here]

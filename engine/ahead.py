@@ -8,6 +8,7 @@ class Ahead:
     """`make(step)` for one step after the other: `ahead(step)` returns it, `begin(step)` starts it in the background.
 
     What `make` raises is raised by `ahead(step)`, as if it had just been called; what nobody asks for is not raised.
+    Steps from `end` on are not begun.
     """
 
     def __init__(self, make: Callable, end: int):
@@ -15,7 +16,7 @@ class Ahead:
         self.thread = ThreadPoolExecutor(1, "ahead")
 
     def begin(self, step: int) -> None:
-        """Start on this step, unless it is behind the last."""
+        """Start on this step, if it is before the end."""
         if step < self.end:
             self.started[step] = self.thread.submit(self.make, step)
 
