@@ -104,7 +104,7 @@ def discriminator(run: Run) -> None:
         count = n * (1 + len(cache.names))
         is_student = (torch.arange(count) < n).expand(own, -1)
         # a row has as many texts as in the loop; pairs of a question's texts need all of them in one row
-        cut = slices(count, 2 * cfg.group_size if cfg.d_loss == "bce" else count)
+        cut = slices(count, count if cfg.d_loss == "pairwise" else 2 * cfg.group_size)
         asked, seen = ([x for x in of for _ in cut] for of in (asked, seen))
         return D.batches(asked, seen, [g[s] for g in groups for s in cut], cfg.micro_batch), is_student
 

@@ -74,7 +74,7 @@ def in_method(cfg) -> list[tuple[bool, str]]:
             f"--d-input {cfg.d_input} with --taught: teacher text beside another question would give itself away to D",
         ),
         (cfg.d_loss != "bce" and not has_d, f"--d-loss {cfg.d_loss} needs a --similarity of D"),
-        (cfg.d_loss != "bce" and cfg.refill, f"--d-loss {cfg.d_loss} compares within a step's first draw: no --refill"),
+        (cfg.d_loss == "pairwise" and cfg.refill, "--d-loss pairwise compares within a step's first draw: no --refill"),
         (cfg.similarity == "gated" and not cfg.judged, "--similarity gated asks for a right answer: no --judged 0"),
         (cfg.discriminator == "frozen" and not cfg.d_steps, "--d-lr 0 and --d-steps 0: such a D has learned nothing"),
         (cfg.similarity == "constant" and not in_group, "--similarity constant marks teacher rows: it needs them"),

@@ -210,7 +210,7 @@ def rounded(found: dict) -> dict:
 @torch.no_grad()
 def shown(run: Run, questions: list, judge: Judge, texts: dict) -> list[tuple]:
     """[(question, [{who, text, similarity, answer}])] for samples.md; similarity is the pre-trained discriminator's."""
-    has_d = run.cfg.discriminator != "none" and run.cfg.d_loss == "bce"  # pairs give a lone text no verdict
+    has_d = run.cfg.discriminator != "none" and run.cfg.d_loss != "pairwise"  # pairs give a lone text no verdict
     D = make_discriminator(run) if has_d else None
     student, out = load_start(run), []
     for q in questions:
