@@ -92,7 +92,7 @@ def read_jsonl(
         if torn is not None:
             return []
         what = "a folder" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {what}; give a file of JSON lines (README, 'Bring your own data, teacher and judge')")
+        raise UserError(f"{path}: {what}; give a file of JSON lines (docs/data.md)")
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for place, line in ((f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()):
             try:

@@ -91,7 +91,7 @@ def surrogate_metrics(logp: torch.Tensor, logp_old: torch.Tensor, mask: torch.Te
 
 def group_metrics(reward, similarity, answer, teacher, advantage) -> dict[str, float]:
     """What the rewards of a step look like; all (Q, N), `teacher` marks the teachers' responses, `advantage` (Q, any)
-    is what reaches the gradient. Defined in the README.
+    is what reaches the gradient. Defined in docs/metrics.md.
     """
 
     def mean(x, where):
@@ -128,8 +128,9 @@ def log_step(run: Run, step: int, row: dict, clock: Clock, packed: list) -> None
 
 
 def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str, how: Sampling) -> dict[str, float]:
-    """Metrics of the step's tokens under the policy, over all ranks; the README defines every name. is_teacher[q] marks
-    the rows of a group that are scored.
+    """Metrics of the step's tokens under the policy, over all ranks; docs/metrics.md defines every name.
+
+    is_teacher[q] marks the rows of a group that are scored.
 
     Sums are taken per question, so that neither micro-batching nor the number of ranks changes them. Where sampler and
     scorer differ on purpose (`how` is not PURE), the mean and the spread of their difference are added.
@@ -172,7 +173,7 @@ def token_metrics(fresh, packed, logp_old, logp_ref, is_teacher, cut, kind: str,
 
 
 def line(step: int, steps: int, row: dict, seconds: float) -> str:
-    """One aligned line per step; the README says how to read it."""
+    """One aligned line per step; docs/metrics.md says how to read it."""
     d_accuracy = f"{row['d_accuracy']:.2f}" if "d_accuracy" in row else "-"
     return (
         f"  {step + 1:4d}/{steps}  sim {row['similarity']:.2f}  ans {row['answer']:.2f}"

@@ -607,7 +607,7 @@ def test_the_plan_counts_what_optimizer_offload_and_adapters_cost_in_time():
 
 def test_the_readmes_table_is_what_the_plan_prints():
     table = "\n".join(plan.table(config.parse(["--preset", "paper"])))
-    assert f"{table}\n" in (HOME / "README.md").read_text()
+    assert f"{table}\n" in (HOME / "docs/gpus.md").read_text()
 
 
 def test_the_bench_compares_a_step_with_full_training(tmp_path, monkeypatch):

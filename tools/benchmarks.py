@@ -889,14 +889,14 @@ def find_tables(data: str, wanted: str, limit: int) -> dict[str, list[Table]]:
         if name not in BENCHMARKS:
             raise UserError(f"--benchmarks {name}: unknown; there are all, {', '.join(BENCHMARKS)}")
     if not Path(data or "?").is_dir():
-        raise UserError(f"--data {data or '(not given)'}: give the folder that holds the benchmark files (see README)")
+        raise UserError(f"--data {data or '(not given)'}: give the folder of the benchmark files (docs/benchmarks.md)")
     paths = {}
     for file in (f for name in names for f in BENCHMARKS[name]):
         places = (Path(data) / x for x in (f"{file}.tsv", f"{file}.jsonl", f"{file}/{file}.json"))
         paths[file] = next((x for x in places if x.is_file()), None)
     absent = [file for file, path in paths.items() if path is None]
     if absent and (wanted != "all" or len(absent) == len(paths)):
-        raise UserError(f"{data}/{absent[0]}.tsv: no such file; the README says where each one comes from")
+        raise UserError(f"{data}/{absent[0]}.tsv: no such file; docs/benchmarks.md says where it comes from")
     if absent:
         print(f"warning: n/a, not in {data}: {', '.join(absent)}")
     there = [name for name in BENCHMARKS if name in names and not set(absent) & set(BENCHMARKS[name])]
