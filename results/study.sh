@@ -22,20 +22,20 @@ export PYTHON LAUNCH CORES OMP_NUM_THREADS=1
 
 study() { NAME=$1; SEEDS=$2; CELLS=(); JOBS=$(mktemp); export JOBS; }
 
-cell() {
+cell() {  # NAME FLAGS...; the code is that of folder TREE, where that is set (results/lab.sh)
   CELLS+=("$1")
   for seed in $SEEDS; do
-    echo "$NAME-$1-$seed --seed $seed $SHARED ${*:2}" | sed "s/SEED/$seed/g" >>"$JOBS"
+    echo "${TREE:+$TREE/}train.py $NAME-$1-$seed --seed $seed $SHARED ${*:2}" | sed "s/SEED/$seed/g" >>"$JOBS"
   done
 }
 
-one_job() {  # NAME FLAGS...: one run; prints how many of the study's runs are there and about how long the rest takes
+one_job() {  # FILE NAME FLAGS...: one run; prints how many of the study's runs are there and about how long the rest takes
   mkdir -p runs
-  $LAUNCH train.py --name "$@" >"runs/$1.log" 2>&1 || { echo "failed: $1, see runs/$1.log" >&2; return 1; }
+  $LAUNCH "$1" --name "${@:2}" >"runs/$2.log" 2>&1 || { echo "failed: $2, see runs/$2.log" >&2; return 1; }
   done=0
-  while read -r name _; do [ -e "runs/$name/summary.json" ] && done=$((done + 1)); done <"$JOBS"
+  while read -r _ name _; do [ -e "runs/$name/summary.json" ] && done=$((done + 1)); done <"$JOBS"
   total=$(wc -l <"$JOBS")
-  echo "$(date +%T)  $done of $total runs, $1 ready, about $(((total - done) * (SECONDS + 1) / $CORES / 60)) minutes left"
+  echo "$(date +%T)  $done of $total runs, $2 ready, about $(((total - done) * (SECONDS + 1) / $CORES / 60)) minutes left"
 }
 export -f one_job
 
