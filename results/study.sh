@@ -25,7 +25,7 @@ study() { NAME=$1; SEEDS=$2; CELLS=(); JOBS=$(mktemp); export JOBS; }
 cell() {  # NAME FLAGS...; the code is that of folder TREE, where that is set (results/lab.sh)
   CELLS+=("$1")
   for seed in $SEEDS; do
-    echo "${TREE:+$TREE/}train.py $NAME-$1-$seed --seed $seed $SHARED ${*:2}" | sed "s/SEED/$seed/g" >>"$JOBS"
+    echo "${TREE:+$TREE/}train.py $NAME-$1-$seed --seed $seed $SHARED ${*:2}" | sed "s/SEED/$seed/g; s/ *$//" >>"$JOBS"
   done
 }
 
