@@ -26,3 +26,4 @@ solved d-high d --d-lr 1e-2
 solved d-low d --d-lr 2e-6
 solved e e
 run_study
+[ -n "${STORED:-}" ] || for tree in runs/lab-trees/*; do git worktree remove --force "$tree"; done
