@@ -241,7 +241,7 @@ def is_real(student: str) -> bool:
     if student in (*TINY, *FULL) or not (Path(student) / "config.json").is_file():
         return student in FULL
     try:
-        config = json.loads((Path(student) / "config.json").read_text())
+        config = json.loads((Path(student) / "config.json").read_text(encoding="utf-8"))
         return config.get("text_config", config).get("hidden_size", 0) > 512
     except (OSError, ValueError, AttributeError, TypeError):  # a damaged file: check_players names it
         return False

@@ -5,6 +5,7 @@ served model (NAME=http://host:port/v1), or a file of responses. Only text cross
 """
 
 import collections
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def ask_teacher(name: str, url: str, questions: list, run: Run, samples: dict | 
     """
     samples = samples or {q.id: run.cfg.teacher_samples for q in questions}
     wanted = [(q, i) for q in questions for i in range(samples[q.id])]
-    path = run.path / f"teachers-{name.replace('/', '-')}.part.jsonl"
+    safe = re.sub(r"[/:\\]", "-", name)  # for the name of a file, on Windows too
+    path = run.path / f"teachers-{safe}.part.jsonl"
     known = AnswerLog(path, "question", "index", writes=run.first, check=check_response)
     missing = [(q, i) for q, i in wanted if not known.get((q.id, i), {}).get("text", "").strip()]
     bar = dict(desc=f"teacher {name}", total=len(missing), delay=2, disable=not run.first)

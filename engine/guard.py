@@ -1,7 +1,6 @@
 """What surrounds a run: one process per folder, an end at a signal, and an end when ranks hang."""
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -14,6 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch.distributed as dist
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
 
 from engine.command import UserError
 from engine.sharding import all_gather, barrier, here, rank_and_world
@@ -37,16 +43,25 @@ def in_background(work):
 
 
 # ------------------------------------------------------------------------------------------------ one process a folder
+def lock(file) -> None:
+    """Lock an open file until its process ends. Raises BlockingIOError or PermissionError where another has it."""
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        file.seek(2**30)  # Windows keeps others from reading what is locked: a byte far behind the text
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+
 def take_lock(file) -> str:
     """Lock an open file and write into it who has it; -> "", or who has it already.
 
-    The kernel frees the lock when its process ends, also by SIGKILL. Some file systems lock on one machine only, so
+    The system frees the lock when its process ends, also by SIGKILL. Some file systems lock on one machine only, so
     the holder also touches the file every 30 seconds.
     """
     who, age = file.read(), time.time() - os.fstat(file.fileno()).st_mtime
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock(file)
+    except (BlockingIOError, PermissionError):
         return f"in use by {who or 'another process'}; wait for it, stop it, or choose another --name"
     except OSError as error:
         print(f"WARNING: {file.name}: no locks here ({error.strerror}): do not start two runs under one --name")
@@ -73,7 +88,7 @@ def locked(folder: Path):
     if rank_and_world()[0] == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / "lock").open("a+")
+            file = (folder / "lock").open("a+", encoding="utf-8", newline="\n")
             file.seek(0)
             wrong = take_lock(file)
         except OSError as error:

@@ -444,7 +444,7 @@ def copy_other_files(encoder: Encoder, part: Path, dtype: torch.dtype, tied: boo
         level[key] = word
     if encoder.config.__class__.from_pretrained(encoder.folder).tie_word_embeddings != tied:
         config["tie_word_embeddings"] = tied
-    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 # ------------------------------------------------------------------------------------------------ PEFT's adapter files
@@ -454,7 +454,7 @@ def save_adapter(adapter: Adapter, folder: Path, base: str) -> None:
     paths = sorted({re.sub(r"layers\\\.\d+", r"layers\\.\\d+", re.escape(path)) for path in adapter.shapes})
     how = dict(peft_type="LORA", r=adapter.rank, lora_alpha=ALPHA, bias="none", base_model_name_or_path=base)
     how |= dict(target_modules="|".join(paths))  # full paths; a list of suffixes would reach into vision towers
-    (folder / "adapter_config.json").write_text(json.dumps(how, indent=2) + "\n", encoding="utf-8")
+    (folder / "adapter_config.json").write_text(json.dumps(how, indent=2) + "\n", encoding="utf-8", newline="\n")
     tensors = {}
     for path, both in adapter.pairs("cpu", torch.float32).items():
         for letter, x in zip("AB", both, strict=True):

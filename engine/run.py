@@ -9,10 +9,10 @@ import functools
 import hashlib
 import itertools
 import json
+import mmap
 import os
 import platform
 import re
-import resource
 import shlex
 import shutil
 import subprocess
@@ -28,6 +28,11 @@ import torch.distributed.checkpoint as dcp
 import transformers
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 from config import is_real
 from data import load_questions, questions_at, seed_of, split_questions
@@ -50,14 +55,16 @@ def device_of(cfg) -> str:
 
 
 def peak_memory_mb() -> float:
-    """The largest resident memory of this process so far, in MiB."""
+    """The largest resident memory of this process so far, in MiB; 0 on Windows, where Python does not say it."""
+    if not resource:
+        return 0.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 
 def memory_mb() -> float:
     """The resident memory of this process now, in MiB; where there is no /proc, the largest so far."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1024**2
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * mmap.PAGESIZE / 1024**2
     except OSError:
         return peak_memory_mb()
 
@@ -72,7 +79,7 @@ def set_up(cfg) -> None:
     torch.use_deterministic_algorithms(cfg.deterministic or device_of(cfg) == "cpu")
     start_ranks(device_of(cfg).partition(":")[0])
     if rank_and_world()[0] and getattr(sys.stdout, "name", "") != os.devnull:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8", newline="\n")  # noqa: SIM115
     transformers.utils.logging.disable_progress_bar()
 
 
@@ -197,7 +204,8 @@ def settings_of(cfg) -> dict:
 def check_settings(folder: Path, cfg) -> None:
     """Compare these settings with the run in `folder`. Raises UserError that names those that differ."""
     try:
-        theirs, ours = dict(json.loads((folder / "config.json").read_text())["settings"]), settings_of(cfg)
+        file, ours = (folder / "config.json").read_text(encoding="utf-8"), settings_of(cfg)
+        theirs = dict(json.loads(file)["settings"])
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{folder}/config.json is damaged and cannot be made anew: if this very command made the run, delete that "
@@ -255,7 +263,7 @@ class Run:
     def read(self, name: str) -> dict:
         """A JSON object of the run that can be made anew; {} where it is missing or damaged."""
         try:
-            found = json.loads((self.path / name).read_text())
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             found = {}
         return found if isinstance(found, dict) else {}
@@ -265,7 +273,7 @@ class Run:
         here.step = f"{row['stage']}, {row['step'] + 1} steps done"
         if not self.first:
             return
-        with (self.path / name).open("a") as file:
+        with (self.path / name).open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(row) + "\n")
         if name == "metrics.jsonl" and self.cfg.tracker != "none":
             self.track(row["stage"], row)
@@ -351,7 +359,7 @@ class Checkpoints:
     def name(self, saving, part: Path) -> None:
         """Rank 0, when all ranks have written: note the sizes, rename the folder, delete the oldest checkpoint."""
         saving.result()
-        (part / "sizes.json").write_text(json.dumps({p.name: p.stat().st_size for p in sorted(part.iterdir())}))
+        write(part / "sizes.json", json.dumps({p.name: p.stat().st_size for p in sorted(part.iterdir())}))
         shutil.rmtree(part.with_suffix(""), ignore_errors=True)
         part.rename(part.with_suffix(""))
         for old in self.found()[: -self.run.cfg.keep]:
@@ -380,7 +388,7 @@ class Checkpoints:
     def is_intact(self, path: Path) -> bool:
         """Has every file of a checkpoint the size that was written?"""
         try:
-            sizes = json.loads((path / "sizes.json").read_text())
+            sizes = json.loads((path / "sizes.json").read_text(encoding="utf-8"))
             here = all((path / name).stat().st_size == size for name, size in sizes.items())
         except (OSError, ValueError):
             here = False

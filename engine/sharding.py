@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as futures_wait
@@ -49,7 +50,7 @@ def start_ranks(device: str) -> DeviceMesh:
         if device == "cuda":
             torch.cuda.set_device(local)
             torch.backends.cuda.enable_cudnn_sdp(False)  # NaN gradients under masks (pytorch #196678)
-        alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
+        alone = {} if "RANK" in os.environ else dict(store=own_store(), rank=0, world_size=1)
         try:
             dist.init_process_group(backend, timeout=timedelta(hours=1), **alone)
         except (dist.DistError, RuntimeError, ValueError) as error:
@@ -64,6 +65,13 @@ def start_ranks(device: str) -> DeviceMesh:
     if world > here:
         return init_device_mesh(device, (world // here, here), mesh_dim_names=("node", "gpu"))
     return init_device_mesh(device, (world,))
+
+
+def own_store() -> dist.Store:
+    """What a process group of this process alone keeps its few words in: memory; on Windows torch has only files."""
+    if hasattr(dist, "HashStore"):
+        return dist.HashStore()
+    return dist.FileStore(str(Path(tempfile.mkdtemp()) / "store"), 1)
 
 
 def device_of_mesh(mesh: DeviceMesh) -> torch.device:

@@ -34,11 +34,11 @@ def open_tracker(kind: str, folder: Path, stage: str) -> Callable[[int, dict], o
 
     wandb.finish()  # the stage before
     if not (file := folder / f"wandb-{stage}.id").exists():
-        file.write_text(uuid4().hex)
+        file.write_text(uuid4().hex, encoding="utf-8", newline="\n")
     how = dict(project="nanoril", group=folder.name, name=f"{folder.name} {stage}", dir=folder, resume="allow")
     try:
-        settings = json.loads((folder / "config.json").read_text())["settings"]
-        run = wandb.init(id=file.read_text(), config=settings, **how)
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
+        run = wandb.init(id=file.read_text(encoding="utf-8"), config=settings, **how)
     except Exception as error:
         raise UserError(f"--tracker wandb: {one_line(error)}; wandb login, or WANDB_MODE=offline") from None
     known = run.step  # the first step that its server does not have

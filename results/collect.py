@@ -66,12 +66,14 @@ def read_runs(name: str, cells: list, seeds: list, panels=()) -> tuple[dict, dic
     for cell in cells:
         runs = {s: Path("runs") / f"{name}-{cell}-{s}" for s in seeds}
         found = {
-            s: json.loads((r / "summary.json").read_text()) for s, r in runs.items() if (r / "summary.json").exists()
+            s: json.loads((r / "summary.json").read_text(encoding="utf-8"))
+            for s, r in runs.items()
+            if (r / "summary.json").exists()
         }
         missing += [str(runs[s]) for s in seeds if s not in found]
         if not found:
             continue
-        configs = [json.loads((runs[s] / "config.json").read_text()) for s in sorted(found)]
+        configs = [json.loads((runs[s] / "config.json").read_text(encoding="utf-8")) for s in sorted(found)]
         row = {"seeds": sorted(found), "commit": " ".join(sorted({c["commit"] for c in configs}))}
         row["command"] = configs[0].get("command")
         steps = {s: loop_rows(runs[s]) for s in sorted(found)}
@@ -138,7 +140,7 @@ def collect(name: str, cells: list, seeds: list, against: str = "", panels=("sim
     """
     out, note = Path(how.get("into", "results")), how.get("note", "")
     if how.get("stored"):
-        before = json.loads((out / f"{name}.json").read_text())
+        before = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
         kept = {"seeds", "commit", "command", *COLUMNS, *MEASURES}
         rows = {cell: {k: x for k, x in row.items() if k in kept} for cell, row in before["rows"].items()}
         curves, missing = {}, before["missing"]
@@ -294,7 +296,7 @@ def draw_differences(path: Path, rows: dict, plt) -> None:
 def tell(rows: dict) -> None:
     """The demo's summary: a line for each player of one seed, and the controls that belong beside its numbers."""
     runs = {cell: Path("runs") / f"demo-{cell}-0" for cell in rows}
-    found = {cell: json.loads((r / "summary.json").read_text()) for cell, r in runs.items()}
+    found = {cell: json.loads((r / "summary.json").read_text(encoding="utf-8")) for cell, r in runs.items()}
     ril = found["ril"]
     print(f"\n---\n{'':22}sampled  greedy   looks  answer tokens")
     for label, of, when in (
@@ -306,7 +308,7 @@ def tell(rows: dict) -> None:
         print(f"{label:22}{values[0]:7.3f}{values[1]:8.3f}{values[2]:8.2f}{values[3]:9.1f}")
     print(f"similarity reward {ril['similarity_start']:.2f} -> {ril['similarity_end']:.2f}")
     print(f"D's accuracy {ril['d_accuracy_start']:.2f} -> {ril['d_accuracy_end']:.2f}")
-    study = json.loads((Path(__file__).parent / "weak_judge.json").read_text())["rows"]
+    study = json.loads((Path(__file__).parent / "weak_judge.json").read_text(encoding="utf-8"))["rows"]
     five = {
         m: [f"{label} {study[cell][m]['mean']:.3f}" for label, cell in CONTROLS.items()] for m in ("sampled", "greedy")
     }
@@ -341,7 +343,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.name == "demo":
         tell(rows)
     else:
-        print((Path(args.into) / f"{args.name}.md").read_text())
+        print((Path(args.into) / f"{args.name}.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

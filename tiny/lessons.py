@@ -45,8 +45,18 @@ def sft(run: Run) -> None:
         folder = find_folder(name).resolve()
         if run.first:
             target.unlink(missing_ok=True)
-            target.symlink_to(folder)
+            link_or_copy(folder, target)
         barrier()
+
+
+def link_or_copy(folder: Path, target: Path) -> None:
+    """Make `target` a link to a folder; a copy where there are no links (mounted drives, Windows without the right)."""
+    try:
+        target.symlink_to(folder)
+    except OSError:
+        part = target.with_suffix(".part")
+        shutil.copytree(folder, part, dirs_exist_ok=True)
+        part.rename(target)
 
 
 def lessons(vlm: VLM, step: int, seed: int, pictures: int, per_picture: int, voice: str):
@@ -137,5 +147,5 @@ def shipped_warm_start(cfg: Config) -> Path | None:
     """The shipped folder that was made with exactly these settings; None: there is none."""
     folder = STUDENTS / f"{cfg.student}-seed{cfg.seed}"
     file = folder / "warm_start.json"
-    made = json.loads(file.read_text())["settings"] if file.is_file() else None
+    made = json.loads(file.read_text(encoding="utf-8"))["settings"] if file.is_file() else None
     return folder if made == warm_start_settings(cfg) else None

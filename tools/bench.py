@@ -25,7 +25,6 @@ import inspect
 import json
 import os
 import platform
-import resource
 import shlex
 import statistics
 import subprocess
@@ -55,6 +54,7 @@ from engine.loading import load
 from engine.lora import Adapter, make_adaptable
 from engine.memory import count_of
 from engine.players import adamw
+from engine.run import peak_memory_mb
 from grpo import Objective, advantages, policy_loss
 from model import VLM, pack, token_logps
 from rollout import GREEDY, rollout
@@ -81,7 +81,7 @@ def seconds_of(work: dict, repeats: int) -> tuple[dict, dict]:
                 torch.cuda.synchronize()
             times[name].append(clock() - begin)
             if i == 0:
-                process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                process = peak_memory_mb() * 2**20
                 peak[name] = (torch.cuda.max_memory_allocated() if cuda else process) / 1e9
     return times, peak
 
@@ -220,7 +220,7 @@ def memory_of_loop(steps: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         argv = [sys.executable, str(Path(__file__).resolve().parent.parent / "train.py"), "--name", "loop", *flags]
         subprocess.run(argv, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        lines = (Path(folder) / "runs/loop/timing.jsonl").read_text().splitlines()
+        lines = (Path(folder) / "runs/loop/timing.jsonl").read_text(encoding="utf-8").splitlines()
     mb = [json.loads(line)["memory_mb"] for line in lines]
     early, late = statistics.median(mb[50:60]), statistics.median(mb[-10:])
     return dict(

@@ -753,7 +753,7 @@ def ask_benchmarks(args, tables: list[Table], folder: Path) -> None:
     settings = dict(weights=weights_hash(student), pictures=limit_pictures(student, args), prompt=args.prompt)
     settings |= dict(view=args.pictures, suffix=args.suffix, max_new_tokens=args.max_new_tokens)
     settings |= dict(dtype=dtype, decoding="greedy")
-    before = json.loads(kept.read_text()) if kept.is_file() else settings
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else settings
     if before != settings:
         count = sum(path.read_bytes().count(b"\n") for path in folder.glob("preds.*.jsonl"))
         other = ", ".join(f"{k} {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v)
@@ -917,7 +917,7 @@ def run_benchmarks(args, judge=None) -> None:
         ask_benchmarks(args, tables, folder)
     elif not (folder / "settings.json").is_file():
         raise UserError(f"{folder}/settings.json: no such file; run once without --score-only")
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     found = {table.name: read_predictions(table, settings, folder) for table in tables}
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not args.score_only:
         for table in tables:
@@ -934,7 +934,9 @@ def run_benchmarks(args, judge=None) -> None:
     if draws:
         total["interval"] = [100 * x for x in middle(np.mean(draws, 0))]
     out = dict(mean=total, benchmarks=results, rules=args.rules, judge=judged_by, limit=args.limit, settings=settings)
-    out["run"] = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
+    out["run"] = (
+        json.loads((folder / "run.json").read_text(encoding="utf-8")) if (folder / "run.json").is_file() else {}
+    )
     write(folder / result_file("items.jsonl", args.rules), as_jsonl(items))
     write(folder / result_file("results.json", args.rules), json.dumps(out, indent=1, ensure_ascii=False) + "\n")
     write(folder / result_file("results.md", args.rules), markdown(out))

@@ -85,13 +85,13 @@ def load_run(folder: Path, rules: str = RULES[0]) -> tuple[dict, dict]:
     """
     results, items = (folder / result_file(x, rules) for x in ("results.json", "items.jsonl"))
     if items.is_file() and results.is_file():
-        out = json.loads(results.read_text())
+        out = json.loads(results.read_text(encoding="utf-8"))
         same = out["settings"] | dict(weights=None, rules=out["rules"], judge=out["judge"])
         same["data"] = {f: x["md5"] for r in out["benchmarks"].values() for f, x in r["files"].items()}
         return same, {(r["benchmark"], r["unit"]): r for _, r in read_jsonl(items, torn=[])}
     if not (folder / "answers.jsonl").is_file():
         raise UserError(f"{folder}: neither {results.name} with {items.name} (tools.benchmarks) nor answers.jsonl")
-    settings = json.loads((folder / "config.json").read_text())["settings"]
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
     rows = [r for _, r in read_jsonl(folder / "answers.jsonl", torn=[]) if r["who"] == "after"]
     units = {}
     for r in rows:  # runs from before pictures were written: each question has its own
@@ -141,7 +141,7 @@ def load_cell(name: str) -> tuple[Path, dict]:
     file += ".json"
     if not Path(file).is_file():
         raise UserError(f"{name}: not a row of a study, such as results/main.json:ril-A; a row compares with a row")
-    rows = json.loads(Path(file).read_text()).get("rows", {})
+    rows = json.loads(Path(file).read_text(encoding="utf-8")).get("rows", {})
     if cell not in rows:
         raise UserError(f"{name}: no such row; {file} has {', '.join(rows)}")
     return Path(file), rows[cell]

@@ -82,7 +82,7 @@ def convert(sources: list[str], part: Path, first: int, given: dict) -> None:
     batches = ((file, x) for file in files for x in batches_of(file, sorted({*columns.values()} - {"none"})))
     rows = ((file, row) for file, batch in batches for row in batch.to_pylist())
     (part / "pictures").mkdir(parents=True)
-    with (part / "questions.jsonl").open("w", encoding="utf-8") as lines:
+    with (part / "questions.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
         for number, (file, cells) in enumerate(tqdm(rows, "rows", delay=2)):
             row = {what: cells.get(name, number if what == "id" else None) for what, name in columns.items()}
             cells = row["image"] if isinstance(row["image"], list) else [row["image"]]

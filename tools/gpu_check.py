@@ -73,7 +73,7 @@ class Here:
 
     def read(self) -> dict:
         """What all parts have found so far."""
-        return json.loads(self.out.read_text())
+        return json.loads(self.out.read_text(encoding="utf-8"))
 
     def keep(self, **more) -> None:
         """Add numbers for later parts and for the plan (those of plan.MEASURED)."""
@@ -262,7 +262,7 @@ def command_of(here: Here, name: str, run: str, *flags: str, **constants) -> lis
         published.questions(here.work, 12)
     constants |= dict(dtype="bf16" if here.device == "cuda" else "fp32")
     script = here.work / f"{run}.py"
-    script.write_text(RUN.replace("{constants}", ", ".join(f"{k}={v!r}" for k, v in constants.items())))
+    write(script, RUN.replace("{constants}", ", ".join(f"{k}={v!r}" for k, v in constants.items())))
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", "--", str(script)]
     argv += ["--name", run, "--data", str(here.work / "mine.jsonl"), "--student", str(here.folder(name)), *flags]
     argv += ["--teachers", str(here.folder(other)), "--image-tokens", "64", "--similarity", "continuous"]
@@ -274,7 +274,7 @@ def command_of(here: Here, name: str, run: str, *flags: str, **constants) -> lis
 def start(here: Here, argv: list[str], log: Path) -> subprocess.Popen:
     """Start a command in the part's folder; what it says goes to `log`."""
     env = dict(os.environ, PYTHONPATH=str(HOME))
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8", newline="\n") as file:
         return subprocess.Popen(argv, cwd=here.work, env=env, stdout=file, stderr=file, start_new_session=True)
 
 
@@ -283,9 +283,10 @@ def losses_of(here: Here, argv: list[str]) -> list[float]:
     run = here.work / "runs" / argv[argv.index("--name") + 1]
     log = here.work / f"{run.name}.log"
     if code := start(here, argv, log).wait():
-        lines = [x for x in log.read_text().splitlines() if "rror" in x and "ChildFailed" not in x]
-        raise RuntimeError(f"{run.name}: exit code {code}: {lines[0] if lines else log.read_text()[-300:]}")
-    rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+        said = log.read_text(encoding="utf-8")
+        lines = [x for x in said.splitlines() if "rror" in x and "ChildFailed" not in x]
+        raise RuntimeError(f"{run.name}: exit code {code}: {lines[0] if lines else said[-300:]}")
+    rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [x["loss"] for x in rows if x["stage"] == "ril" and "loss" in x]
 
 
@@ -311,7 +312,7 @@ def kill_in_step_2(here: Here, argv: list[str]) -> bool:
         time.sleep(0.02)
     killed = child.poll() is None
     if killed:  # the run's own process, which its lock names: torchrun's would leave it alive
-        os.kill(int(re.search(r"process (\d+)", (run / "lock").read_text())[1]), signal.SIGKILL)
+        os.kill(int(re.search(r"process (\d+)", (run / "lock").read_text(encoding="utf-8"))[1]), signal.SIGKILL)
     child.wait()
     return killed
 
@@ -473,6 +474,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.part:
         return one_part(Here(args.part, args.device, args.tiny, args.out, args.work))
+    if os.name == "nt":
+        raise UserError("tools.gpu_check ends whole groups of processes, which Windows has not: run it under WSL")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("no GPU here: add --device cpu --tiny to try the program itself")
     chosen = args.only.split(",") if args.only else list(PARTS)
@@ -496,7 +499,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{part}, at most {limit:.0f} s", flush=True)
             more = ["--tiny"] * args.tiny
             run_part(here, ["--part", part, "--out", str(out), "--device", args.device, "--work", work, *more], limit)
-    found = json.loads(out.read_text()) | dict(seconds=round(time.monotonic() - begin))
+    found = json.loads(out.read_text(encoding="utf-8")) | dict(seconds=round(time.monotonic() - begin))
     write(out, json.dumps(found, indent=1) + "\n")
     wrong = [row for row in found["rows"] if row["ok"] is False]
     print("\n".join(["", *map(line_of, found["rows"]), ""]))

@@ -6,7 +6,6 @@ python -m tools.pilot --student internvl3-1b --random-weights              # spe
 
 import itertools
 import os
-import resource
 import statistics
 import sys
 from dataclasses import replace
@@ -23,7 +22,7 @@ from engine.families import FULL, JUDGES
 from engine.loading import is_tied
 from engine.memory import CONTEXT, most_gb
 from engine.players import load_replica, load_sharded
-from engine.run import split
+from engine.run import peak_memory_mb, split
 from engine.sharding import rank_and_world
 from model import pack, trunk
 from rollout import GREEDY, rollout
@@ -95,7 +94,7 @@ def pilot(run, questions: list) -> None:
             lines.append(f"{r['source']}: {r['text']!r}, similarity {r['similarity']}, answer {r['answer']}")
     step = statistics.median(r["total"] for r in run.rows("timing.jsonl", "ril"))
     cuda = run.device != "cpu"
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if cuda else peak_memory_mb() * 2**20
     gb = max(
         [most_gb(cfg, rank_and_world()[1], cfg.offload), *(teacher_phase(cfg, name)[0] for name in asked_here(cfg))]
     )

@@ -223,7 +223,7 @@ def use_measured(file: Path) -> str:
     Raises UserError for another file, and for one of a check that measured none of them.
     """
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
         speeds = {name: float(found["plan"][name]) for name in MEASURED if name in found["plan"]}
         card = str(found["card"])
     except (OSError, ValueError, KeyError, TypeError) as error:
