@@ -150,11 +150,11 @@ def load_student(args) -> tuple:
     import torch
 
     from engine.loading import load
-    from engine.sharding import start_ranks
+    from engine.sharding import has_bf16, start_ranks
 
     if "MASTER_ADDR" in os.environ:  # under torchrun: all but the first rank of a node wait for its download
         start_ranks(device_here().partition(":")[0])
-    dtype = args.dtype or ("fp32" if device_here() == "cpu" else "bf16")
+    dtype = args.dtype or ("bf16" if has_bf16(device_here()) else "fp32")
     student = load(args.student, device=device_here(), dtype=dict(fp32=torch.float32, bf16=torch.bfloat16)[dtype])
     student.encoder.limit_pictures(trained_image_tokens(args.student))
     return student, dtype
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=40)
     parser.add_argument("--judge", default="rule", help="rule, a name, a folder or a URL")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="", choices=("", "fp32", "bf16"), help="[bf16 on a GPU, else fp32]")
+    parser.add_argument("--dtype", default="", choices=("", "fp32", "bf16"), help="[bf16 on a GPU with it, else fp32]")
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     if not args.student:

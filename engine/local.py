@@ -6,6 +6,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from data import shared_prefix
 from engine.command import UserError
 from engine.loading import fault_of_template, load_language_model
+from engine.sharding import has_bf16
 from model import Prompt, pack
 
 
@@ -23,13 +24,13 @@ def judge_digits(name: str, tok) -> list[int]:
 
 
 class LanguageModel:
-    """A name in JUDGES or a folder, in bf16 on a GPU, else in fp32; sharded over `mesh`.
+    """A name in JUDGES or a folder, in bf16 on a GPU that has it, else in fp32; sharded over `mesh`.
 
     random: random weights at a named model's size. control: the special tokens, which no text may spell.
     """
 
     def __init__(self, name: str, device: str = "cpu", mesh: DeviceMesh | None = None, random: bool = False):
-        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+        dtype = torch.bfloat16 if has_bf16(device) else torch.float32
         self.model, self.tokenizer = load_language_model(name, device, dtype, mesh, random)
         self.control = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special and t.content]
         self.digits, self.device = judge_digits(name, self.tokenizer), device

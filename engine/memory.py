@@ -100,6 +100,11 @@ def shards(gpus: int) -> int:
     return min(gpus, int(os.environ.get("LOCAL_WORLD_SIZE", 8)))
 
 
+def width(cfg) -> int:
+    """Bytes of a number that passes compute with."""
+    return 2 if cfg.dtype == "bf16" else 4
+
+
 @dataclass
 class Work:
     """Bytes of a step on one GPU that are the same for full training and for --lora."""
@@ -127,8 +132,9 @@ class Work:
             4 * (prompt - PROMPT_TEXT) * (6 * m["vision_wide"] + 12 * m["vision_hidden"]),
         )
         keys_values, judging = rows * (prompt + cfg.max_new_tokens) * m["kv"], (4e9 + 0.06 * judge) * (judge > 0)
-        patches = mine * (prompt - PROMPT_TEXT) * m["patch"]
-        return cls(keys_values, rows // cfg.group_size * prefill, active, judging, patches)
+        patches, wider = mine * (prompt - PROMPT_TEXT) * m["patch"], width(cfg) / 2  # all of it is counted in bf16
+        parts = keys_values, rows // cfg.group_size * prefill, active
+        return cls(*(wider * x for x in parts), judging, wider * patches)
 
 
 def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
@@ -145,7 +151,7 @@ def phases(cfg, gpus: int, offload: str) -> dict[str, float]:
 
 
 def phases_of_adapters(cfg, gpus: int, offload: str, work: Work) -> tuple[dict, float]:
-    """(bytes per GPU in each phase, bytes of the host) with --lora: one base in bf16, adapters whole on every GPU.
+    """(bytes per GPU in each phase, bytes of the host) with --lora: one base in --dtype, adapters whole on every GPU.
 
     A pass has A and B in bf16, and a backward pass their gradient in bf16 and fp32 before it is added up. Merging for a
     validation leaves the base's own weights on the host.
@@ -154,12 +160,12 @@ def phases_of_adapters(cfg, gpus: int, offload: str, work: Work) -> tuple[dict, 
     judge = 2 * judge_parameters(cfg.judge) / node
     state = {who: of[who] + of[f"{who}_adam"] for who in ("student", "D")}
     gradient = {who: of[f"{who}_gradient"] for who in ("student", "D")}
-    host = node * 2 * m["layers"]
+    host = node * width(cfg) * m["layers"]
     if cfg.optimizer_offload:
         host += node * sum([*state.values(), *gradient.values()])
         state = dict.fromkeys(state, 0.0)
         gradient = {who: 0.5 * x for who, x in gradient.items()}  # on its way to the host in bf16
-    stays = 2 * m["all"] + sum(state.values()) + judge
+    stays = width(cfg) * m["all"] + sum(state.values()) + judge
     update = {who: work.active + 2 * gradient[who] + of[f"{who}_gradient"] for who in ("student", "D")}
     rollout = work.keys_values + work.prefill + of["student"] / 2
     out = dict(rollout=rollout, discriminator=update["D"] * (of["D"] > 0))
@@ -174,19 +180,21 @@ def phases_of_shards(cfg, gpus: int, offload: str, work: Work) -> tuple[dict, fl
     there lies on the GPU in fp32 for a moment.
     """
     m, judge, W, of = sizes(cfg.student), judge_parameters(cfg.judge), shards(gpus), training_state(cfg)
-    taken_over = of["student_adam"] / 4  # the replica's bf16 copy of what is trained
+    wide = width(cfg)
+    taken_over = wide * of["student_adam"] / 8  # the replica's copy of what is trained
     replica = taken_over + work.keys_values
-    transient = 14 * m["layer"] + 4 * m["root"]  # two gathered layers, gradients, reduction buffers; the root twice
+    # two gathered layers, gradients, reduction buffers; the root twice
+    transient = (8 + 3 * wide) * m["layer"] + 2 * wide * m["root"]
     judging = 2 * judge / W + work.judge
-    student, d, reference = of["student_adam"] / W, (of["D"] + of["D_adam"]) / W, 2 * m["all"] / W
-    stays, host = of["student"] / W + 2 * m["all"] - taken_over, 0.0
+    student, d, reference = of["student_adam"] / W, (of["D"] + of["D_adam"]) / W, wide * m["all"] / W
+    stays, host = of["student"] / W + wide * m["all"] - taken_over, 0.0
     gradients = {who: of[f"{who}_gradient"] / W for who in ("student", "D")}
     if cfg.optimizer_offload:
         host = sum(of.values())
         stays, student, d, gradients = stays - of["student"] / W, 0.0, 0.0, dict.fromkeys(gradients, 0.0)
         transient += 4 * (2 * m["layer"] + m["root"]) / W
     updates = dict(
-        discriminator=(gradients["D"] + transient - 4 * m["head"] + work.active) * (of["D"] > 0),
+        discriminator=(gradients["D"] + transient - 2 * wide * m["head"] + work.active) * (of["D"] > 0),
         student=gradients["student"] + transient + work.active,
     )
     if offload == "phase":

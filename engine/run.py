@@ -41,7 +41,7 @@ from engine.files import as_jsonl, read_jsonl, write
 from engine.guard import Stopped, locked, stop, stoppable, watched
 from engine.memory import out_of_memory
 from engine.pictures import hash_pictures
-from engine.sharding import all_gather, barrier, deal, gather_dealt, here, rank_and_world, start_ranks
+from engine.sharding import all_gather, barrier, deal, gather_dealt, has_bf16, here, rank_and_world, start_ranks
 from engine.tracker import open_tracker
 from tiny.world import world_questions
 
@@ -70,7 +70,7 @@ def memory_mb() -> float:
 
 
 def set_up(cfg) -> None:
-    """The process: its threads, determinism, its rank. Rank 0 prints for all."""
+    """The process: its threads, determinism, its rank; fp32 in `cfg` where a GPU has no bf16. Rank 0 prints for all."""
     warnings.filterwarnings("ignore", message=".*(torch.distributed is disabled|TypedStorage|_get_pg_default_device).*")
     warnings.filterwarnings("ignore", message=".*past_key_values. is deprecated.*")  # transformers 5.24
     torch.set_num_threads(cfg.threads)
@@ -81,6 +81,9 @@ def set_up(cfg) -> None:
     if rank_and_world()[0] and getattr(sys.stdout, "name", "") != os.devnull:
         sys.stdout = open(os.devnull, "w", encoding="utf-8", newline="\n")  # noqa: SIM115
     transformers.utils.logging.disable_progress_bar()
+    if cfg.dtype == "bf16" and device_of(cfg) != "cpu" and not all(all_gather(has_bf16(device_of(cfg)))):
+        cfg.dtype = "fp32"  # what config.json then says
+        print("this GPU has no bf16: all is computed in fp32, in twice the memory")
 
 
 def commit_of() -> str:

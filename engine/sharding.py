@@ -67,6 +67,11 @@ def start_ranks(device: str) -> DeviceMesh:
     return init_device_mesh(device, (world,))
 
 
+def has_bf16(device: str) -> bool:
+    """Does this process's GPU compute in bf16? Older ones (compute capability below 8: T4, V100) only emulate it."""
+    return device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def own_store() -> dist.Store:
     """What a process group of this process alone keeps its few words in: memory; on Windows torch has only files."""
     if hasattr(dist, "HashStore"):

@@ -67,13 +67,13 @@ home = sys.argv.pop(1)
 sys.path.insert(0, home)
 
 real_import = builtins.__import__
-def without(name, where=None, *more):
+def without(name, where=None, *more, **named):
     "Our files cannot import these; torch and transformers, built for Linux, still do."
     folder = os.path.dirname((where or {}).get("__file__") or "")
     if folder in [home, *(os.path.join(home, x) for x in ("engine", "tiny", "tools", "results"))]:
         if name in "fcntl resource pwd grp termios tty pty syslog posix".split():
             raise ModuleNotFoundError(f"No module named '{name}'")
-    return real_import(name, where, *more)
+    return real_import(name, where, *more, **named)
 builtins.__import__ = without
 
 import train, eval

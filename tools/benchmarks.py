@@ -976,7 +976,7 @@ def main(argv: list[str] | None = None, judge=None) -> None:
     parser.add_argument("--max-tiles", type=int, default=0, help="a picture's [as in training]")
     parser.add_argument("--batch", type=int, default=64, help="questions answered together")
     parser.add_argument("--check", type=int, default=8, help="first questions to answer alone and in a batch; 0: none")
-    parser.add_argument("--dtype", default="", choices=("", "fp32", "bf16"), help="[bf16 on a GPU, else fp32]")
+    parser.add_argument("--dtype", default="", choices=("", "fp32", "bf16"), help="[bf16 on a GPU with it, else fp32]")
     parser.add_argument("--score-only", action="store_true", help="score the predictions that are there; no model")
     args = parser.parse_args(argv)
     if not args.student and not (args.score_only and args.into):

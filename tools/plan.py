@@ -23,6 +23,7 @@ from engine.memory import (
     shards,
     sizes,
     training_state,
+    width,
 )
 from engine.run import taught_count
 
@@ -52,10 +53,10 @@ MACHINES = ((1, 24), (1, 48), (1, 80), (2, 80), (8, 80))  # GPUs, GB of each
 # ------------------------------------------------------------------------------------------------ what fits
 def teacher_phase(cfg, name: str) -> tuple[float, bool]:
     """GB per GPU for a teacher that is asked in process, and whether its weights stay gathered (teachers.py)."""
-    t, rows = sizes(name), (cfg.image_tokens or 256) + PROMPT_TEXT + cfg.max_new_tokens
-    stays = 2 * t["all"] * (1 + 1 / shards(cfg.gpus)) < 0.6e9 * cfg.gpu_memory
-    weights = 2 * t["all"] / shards(cfg.gpus) + (2 * t["all"] if stays else 4 * t["layer"] + 2 * t["root"])
-    return (3e9 + weights + cfg.rollout_rows * rows * t["kv"]) / 1e9, stays
+    t, rows, wide = sizes(name), (cfg.image_tokens or 256) + PROMPT_TEXT + cfg.max_new_tokens, width(cfg)
+    stays = wide * t["all"] * (1 + 1 / shards(cfg.gpus)) < 0.6e9 * cfg.gpu_memory
+    weights = wide * (t["all"] / shards(cfg.gpus) + (t["all"] if stays else 2 * t["layer"] + t["root"]))
+    return (3e9 + weights + cfg.rollout_rows * rows * t["kv"] * wide / 2) / 1e9, stays
 
 
 def asked_here(cfg) -> list[str]:
