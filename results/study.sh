@@ -16,7 +16,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 SHARED="--test-questions 2000 --eval-draws 2 --evaluated after --eval-every 20 --checkpoint-every 60"
-CORES=${CORES:-$(env -u OMP_NUM_THREADS nproc)}  # nproc obeys that variable
+CORES=${CORES:-$(env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)}  # nproc obeys that variable; macOS has none
 LAUNCH=${LAUNCH:-$PYTHON}
 export PYTHON LAUNCH CORES OMP_NUM_THREADS=1
 

@@ -61,10 +61,17 @@ def test_a_console_without_a_letter_shows_its_number():
 
 # ------------------------------------------------------------------------------------------------ without POSIX
 WINDOWS = r"""
-import builtins, os, shutil, signal, sys, types
+import builtins, fcntl, os, shutil, signal, sys, types
 import torch.distributed as dist
 home = sys.argv.pop(1)
 sys.path.insert(0, home)
+
+def locking(file, mode, count):
+    assert mode == 2 and count == 1 and os.lseek(file, 0, os.SEEK_CUR) >= 2**30, "a byte that nobody reads"
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise PermissionError(13, "Permission denied") from None
 
 real_import = builtins.__import__
 def without(name, where=None, *more, **named):
@@ -73,6 +80,8 @@ def without(name, where=None, *more, **named):
     if folder in [home, *(os.path.join(home, x) for x in ("engine", "tiny", "tools", "results"))]:
         if name in "fcntl resource pwd grp termios tty pty syslog posix".split():
             raise ModuleNotFoundError(f"No module named '{name}'")
+        if name == "msvcrt":
+            return types.SimpleNamespace(LK_NBLCK=2, locking=locking)
     return real_import(name, where, *more, **named)
 builtins.__import__ = without
 
@@ -87,15 +96,6 @@ for name in POSIX.split():
 for name in "SIGKILL SIGHUP SIGALRM SIGUSR1 SIGUSR2 SIGCHLD SIGPIPE SIGQUIT alarm setitimer pthread_kill pause".split():
     delattr(signal, name)
 del dist.HashStore  # torch/distributed/__init__.py leaves it out there
-
-locks = set()
-def locking(file, mode, count):
-    where = os.fstat(file).st_ino, os.lseek(file, 0, os.SEEK_CUR)
-    assert mode == 2 and count == 1 and where[1] >= 2**30, "a byte that nobody reads"
-    if where in locks:
-        raise PermissionError(13, "Permission denied")
-    locks.add(where)
-sys.modules["msvcrt"] = types.SimpleNamespace(LK_NBLCK=2, locking=locking)
 
 def in_use(path):
     "Is a file, or one below a folder, open or mapped? Then Windows neither deletes, renames nor replaces it."
@@ -136,7 +136,7 @@ def on_windows(cwd: Path, code: str, *flags: str) -> subprocess.CompletedProcess
 
 
 RUN = "--pool 16 --valid-questions 8 --test-questions 8 --questions-per-step 2 --group-size 2 --teacher-samples 2 "
-RUN += "--d-steps 1 --steps 3 --eval-every 1 --eval-draws 1 --checkpoint-every 1 --max-new-tokens 8 --data mine.jsonl"
+RUN += "--d-steps 1 --steps 3 --eval-every 1 --eval-draws 1 --checkpoint-every 1 --max-new-tokens 30 --data mine.jsonl"
 
 
 TWICE = """
