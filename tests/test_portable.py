@@ -132,7 +132,7 @@ def on_windows(cwd: Path, code: str, *flags: str) -> subprocess.CompletedProcess
     env = dict(os.environ, OMP_NUM_THREADS="1", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     env |= dict(PYTHONIOENCODING="cp1252", XDG_CACHE_HOME=str(cwd / "cache"))
     argv = [sys.executable, "-c", WINDOWS + code, str(HOME), *flags]
-    return subprocess.run(argv, cwd=cwd, env=env, capture_output=True, timeout=300)
+    return subprocess.run(argv, cwd=cwd, env=env, capture_output=True, timeout=600)
 
 
 RUN = "--pool 16 --valid-questions 8 --test-questions 8 --questions-per-step 2 --group-size 2 --teacher-samples 2 "
