@@ -5,7 +5,7 @@ RUN = OMP_NUM_THREADS=2 .venv/bin/python
 .PHONY: demo test students teachers bench lint clean
 
 demo: .venv/ready
-	PYTHON=.venv/bin/python bash results/demo.sh
+	.venv/bin/python -m results.demo
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --durations=5

@@ -87,7 +87,7 @@ def evaluate(
     Every rank answers its share and gets all results.
     -> greedy, sampled (accuracies with 95 % intervals, over pictures where questions share one), tokens and entropy of
     the sampled answers, the share that was cut off, accuracy by kind and looks where the world knows them, `texts` (the
-    greedy response of each question) and `answers` (each question's picture, verdict and share).
+    greedy response of each question) and `answers` (each question's picture, greedy response, its verdict, and share).
     """
     from engine.memory import fitting
     from engine.sharding import dealt, gather_dealt, rank_and_world
@@ -115,7 +115,7 @@ def evaluate(
         row["sampled"] = mean([right for right, _, _ in row["said"]])
     greedy, kinds = [r["greedy"] for r in rows], sorted({r["kind"] for r in rows if r["kind"]})
     out = dict(questions=len(questions), greedy=mean(greedy), texts={r["question"]: r["text"] for r in rows})
-    out["answers"] = [{k: r[k] for k in ("question", "picture", "greedy", "sampled")} for r in rows]
+    out["answers"] = [{k: r[k] for k in ("question", "picture", "text", "greedy", "sampled")} for r in rows]
     pictures = [r["picture"] for r in rows]
     out["greedy_interval"] = interval(greedy, pictures)[0]
     out["greedy_by_kind"] = {k: mean([r["greedy"] for r in rows if r["kind"] == k]) for k in kinds}

@@ -49,12 +49,24 @@ PANELS = dict(
     dead_groups="dead groups (all advantages zero)",
     d_accuracy="D's accuracy before its update",
 )
-CONTROLS = {  # what the demo names beside its own numbers -> the row of results/weak_judge.sh
-    "RIL": "ril-25",
-    "Dr.GRPO": "dr_grpo-25",
-    "teachers in the group without D": "no-D-25",
-    "constant reward": "constant-25",
+# One colour a method, in every picture; blue and orange differ for colour-blind readers too. A row of a study is of the
+# longest name here that its own begins with.
+METHOD_COLORS = {
+    "warm start": "#7f7f7f",
+    "dr_grpo": "#e69f00",
+    "ril": "#0072b2",
+    "teacher": "#009e73",
+    "distill": "#aa4499",
+    "constant": "#8c564b",
+    "grpo": "#d6c41c",
+    "no-D": "#d55e00",
+    "in-D-only": "#56b4e9",
+    "teacher-in-D-only": "#56b4e9",
+    "sft": "#e78ac3",
+    "gail": "#222222",
 }
+OTHERS = ("#44aa99", "#882255", "#999933", "#332288", "#117733", "#cc6677")
+LINES = ("-", "--", ":", "-.")  # of several rows of one method
 
 
 MEASURES = ("sampled", "greedy", "hard questions solved")  # what rows are compared in
@@ -229,6 +241,23 @@ def study_table(study: dict) -> str:
     return "\n".join(out) + "\n"
 
 
+def styles_of(labels) -> dict[str, dict]:
+    """{row: its colour and line}: the colour is its method's; further rows of one method differ in their lines."""
+    out, rows_of = {}, {}
+    for label in labels:
+        fitting = [m for m in METHOD_COLORS if label.replace("warm-start", "warm start").startswith(m)]
+        method = max(fitting, key=len, default="")
+        n = rows_of[method] = rows_of.get(method, -1) + 1
+        color, line = (METHOD_COLORS[method], LINES[n % 4]) if method else (OTHERS[n % 6], "-")
+        out[label] = dict(color=color, ls=line)
+    return out
+
+
+def smoothed(y) -> list[float]:
+    """A curve as means over seven steps."""
+    return [float(np.mean(y[max(0, i - 3) : i + 4])) for i in range(len(y))]
+
+
 def draw_study(path: Path, rows: dict, curves: dict, panels: list[str]) -> None:
     """Sampled and greedy accuracy of every row with intervals (or hard questions solved, where the study asks for
     them); beside them `panels`, metrics of the loop over steps.
@@ -248,21 +277,21 @@ def draw_study(path: Path, rows: dict, curves: dict, panels: list[str]) -> None:
     figure, axes = plt.subplots(1, 1 + n, constrained_layout=True, **shape)
     place = np.arange(len(rows))[::-1]
     hard = all(r["hard questions solved"] for r in rows.values())
-    shown = [(0, "hard questions solved", "tab:blue")] if hard else []
-    for shift, column, color in shown or ((0.12, "sampled", "tab:blue"), (-0.12, "greedy", "tab:orange")):
-        means, halves = [r[column]["mean"] for r in rows.values()], [r[column]["half"] or 0 for r in rows.values()]
-        axes[0].errorbar(means, place + shift, xerr=halves, fmt="o", ms=4, capsize=2, color=color, label=column)
+    shown, styles = [(0, "hard questions solved", None)] if hard else [], styles_of(rows)
+    for shift, column, face in shown or ((0.12, "sampled", None), (-0.12, "greedy", "white")):
+        for y, (label, r) in zip(place + shift, rows.items(), strict=True):
+            how = dict(fmt="o", ms=4, capsize=2, color=styles[label]["color"], mfc=face)
+            axes[0].errorbar(r[column]["mean"], y, xerr=r[column]["half"] or 0, **how)
+        axes[0].plot([], [], "o", ms=4, color="0.3", mfc=face, label=column)
     axes[0].set_yticks(place, list(rows))
     axes[0].set(title=f"{'hard questions solved' if hard else 'held-out accuracy'}, 95 % interval over seeds")
     axes[0].grid(axis="x", alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
-    color_of = {label: plt.get_cmap("tab20")(i % 20) for i, label in enumerate(rows)}
     for axis, key in zip(axes[1:], panels, strict=True):
         for label, curve in curves.items():
             y = curve.get(key, [])
             if len(y) and np.any(y):
-                smooth = [np.mean(y[max(0, i - 3) : i + 4]) for i in range(len(y))]
-                axis.plot(smooth, lw=1.4, label=label, color=color_of[label])
+                axis.plot(smoothed(y), lw=1.4, label=label, **styles[label])
         axis.set(title=PANELS[key], xlabel="step", ylim=(-0.02, 1.02))
         axis.legend(frameon=False, fontsize=7)
     for axis in axes:
@@ -276,7 +305,7 @@ def draw_differences(path: Path, rows: dict, plt) -> None:
     rows = {label: r for label, r in rows.items() if "sampled difference" in r}
     figure, axis = plt.subplots(figsize=(9, 0.28 * len(rows) + 1), constrained_layout=True)
     place, edge = np.arange(len(rows))[::-1], 0.06
-    for shift, column, color in ((0.14, "sampled", "tab:blue"), (-0.14, "greedy", "tab:orange")):
+    for shift, column, color in ((0.14, "sampled", "0.1"), (-0.14, "greedy", "0.6")):
         found = [r[f"{column} difference"] for r in rows.values()]
         means, halves = [d["mean"] for d in found], [d["half"] or 0 for d in found]
         axis.errorbar(means, place + shift, xerr=halves, fmt="o", ms=4, capsize=2, color=color, label=column)
@@ -291,34 +320,6 @@ def draw_differences(path: Path, rows: dict, plt) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=100)
     plt.close(figure)
-
-
-def tell(rows: dict) -> None:
-    """The demo's summary: a line for each player of one seed, and the controls that belong beside its numbers."""
-    runs = {cell: Path("runs") / f"demo-{cell}-0" for cell in rows}
-    found = {cell: json.loads((r / "summary.json").read_text(encoding="utf-8")) for cell, r in runs.items()}
-    ril = found["ril"]
-    print(f"\n---\n{'':22}sampled  greedy   looks  answer tokens")
-    for label, of, when in (
-        ("warm start", ril, "before"),
-        *((f"{cell}, {len(loop_rows(runs[cell]))} steps", found[cell], "after") for cell in found),
-        ("teacher", ril, "teacher"),
-    ):
-        values = [of[f"{k}_{when}"] for k in ("sampled", "greedy", "looks", "tokens")]
-        print(f"{label:22}{values[0]:7.3f}{values[1]:8.3f}{values[2]:8.2f}{values[3]:9.1f}")
-    print(f"similarity reward {ril['similarity_start']:.2f} -> {ril['similarity_end']:.2f}")
-    print(f"D's accuracy {ril['d_accuracy_start']:.2f} -> {ril['d_accuracy_end']:.2f}")
-    study = json.loads((Path(__file__).parent / "weak_judge.json").read_text(encoding="utf-8"))["rows"]
-    five = {
-        m: [f"{label} {study[cell][m]['mean']:.3f}" for label, cell in CONTROLS.items()] for m in ("sampled", "greedy")
-    }
-    print("One seed is an anecdote. The same over five seeds (results/weak_judge.md):")
-    for measure, means in five.items():
-        print(f"{measure} accuracy: {', '.join(means)}.")
-    print(
-        "So where most questions have no answer key D adds to sampled accuracy over teachers alone (greedy: undecided);"
-    )
-    print("no difference shows between it and the constant reward 'is a teacher row'.")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -339,11 +340,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cells, seeds, how = args.cells.split(","), [int(s) for s in args.seeds.split(",")], ("into", "note", "stored")
     how = {name: getattr(args, name) for name in how}
-    rows = collect(args.name, cells, seeds, args.against, args.panels.split(","), **how)
-    if args.name == "demo":
-        tell(rows)
-    else:
-        print((Path(args.into) / f"{args.name}.md").read_text(encoding="utf-8"))
+    collect(args.name, cells, seeds, args.against, args.panels.split(","), **how)
+    print((Path(args.into) / f"{args.name}.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

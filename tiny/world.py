@@ -79,6 +79,12 @@ def paint(scene: list[Thing], rng: random.Random, cell: int = CELL):
     return picture
 
 
+def board_text(scene: list[Thing]) -> str:
+    """The board in three lines of three cells; "." is an empty cell."""
+    at = {t.place: str(t) for t in scene}
+    return "\n".join("".join(f"{at.get(3 * row + i, '.'):18}" for i in range(3)).rstrip() for row in range(3))
+
+
 def located(things: list[Thing]) -> str:
     """'top left red circle center middle blue square'."""
     return " ".join(f"{PLACES[t.place]} {t}" for t in things)
@@ -153,7 +159,7 @@ def world_questions(split: str, count: int, seed: int = 0, cell: int = CELL, per
         picture = paint(scene, rng, cell)
         for _ in range(min(per_picture, count - len(out))):
             q = ask(scene, rng)
-            meta = {"kind": q["kind"], "replies": q["replies"]}
+            meta = {"kind": q["kind"], "replies": q["replies"], "board": scene}
             out.append(Question(f"{split}-{seed}-{len(out):05d}", (picture,), q["text"], q["answer"], meta))
     return out
 
