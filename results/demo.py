@@ -189,9 +189,10 @@ def caption(cfg: Config) -> str:
     """What a quarter judged means, and what the intervals are."""
     return (
         f"Only {cfg.judged:.0%} of the training questions have an answer key. On all others the answer reward is 0 for "
-        "every response: only D's similarity reward is left there, and Dr.GRPO has no D. Accuracy is on test questions, "
-        "which all have a key; sampled: answers drawn at temperature 1, greedy: always the likeliest token. Whiskers (in "
-        "the table: brackets) are the 95 % interval over the test questions; it does not say how another seed would train."
+        "every response: only D's similarity reward is left there, and Dr.GRPO has no D. Accuracy is on test "
+        "questions, which all have a key; sampled: answers drawn at temperature 1, greedy: always the likeliest token. "
+        "Whiskers (in the table: brackets) are the 95 % interval over the test questions; it does not say how another "
+        "seed would train."
     )
 
 

@@ -27,19 +27,19 @@ LEVELS = """
     discriminator judge rollout engine.alarms engine.run engine.memory engine.players engine.local engine.asking
     teachers eval tiny.lessons engine.report engine.checks engine.groups engine.unseen
     train
-"""  # the lowest first; tools and results stand above them all
+"""  # the lowest first; tools, results and docs stand above them all
 LEVEL = {name: i for i, line in enumerate(LEVELS.strip().splitlines()) for name in line.split()}
 
 
 def level_of(name: str) -> int:
     """A module's level; KeyError for one that LEVELS does not know."""
-    return len(LEVELS.splitlines()) if name.split(".")[0] in ("tools", "results") else LEVEL[name]
+    return len(LEVELS.splitlines()) if name.split(".")[0] in ("tools", "results", "docs") else LEVEL[name]
 
 
 def modules() -> dict[str, Path]:
     """Every module of ours by name, without the tests."""
     files = [f for f in HOME.glob("*.py") if f.name != "test_ril.py"]
-    files += [f for folder in ("engine", "tiny", "tools", "results") for f in (HOME / folder).glob("*.py")]
+    files += [f for folder in ("engine", "tiny", "tools", "results", "docs") for f in (HOME / folder).glob("*.py")]
     return {".".join(f.relative_to(HOME).with_suffix("").parts): f for f in files}
 
 
