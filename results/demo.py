@@ -37,6 +37,7 @@ CONTROLS = {  # what stands beside the demo's numbers -> the row of results/weak
     "teacher texts without D": "no-D-25",
     "the constant reward 'is a teacher text' in D's place": "constant-25",
 }
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 EVERY = 10  # seconds between two lines of progress
 
 
@@ -48,9 +49,8 @@ class Child:
         self.method, self.cfg, self.came = method, cfg, []  # came: (seconds, line)
         self.log = Path("runs/demo") / f"{method}.log"
         env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
-        train = Path(__file__).resolve().parent.parent / "train.py"
         how = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace")
-        self.process = subprocess.Popen([sys.executable, str(train), *argv], env=env, **how)
+        self.process = subprocess.Popen([sys.executable, str(TRAIN), *argv], env=env, **how)
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
 

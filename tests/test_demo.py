@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -51,26 +50,42 @@ def test_the_demo_trains_both_methods_and_shows_what_came_out(tmp_path):
     assert "validation after" not in again and again[again.index("One test") :] == said[said.index("One test") :]
 
 
-def test_a_run_that_fails_ends_the_demo_and_the_other_run_with_one_line(tmp_path):
-    (tmp_path / "runs/demo-dr_grpo-0").mkdir(parents=True)
-    (tmp_path / "runs/demo-dr_grpo-0/config.json").write_text("{")
-    begin = time.monotonic()
-    said, error = (process := start(tmp_path, "--steps", "5000")).communicate()  # RIL alone would take an hour
-    assert process.returncode == 2 and time.monotonic() - begin < 120
-    assert error.startswith("error: Dr.GRPO ended with code 2: ") and error.count("\n") == 1
-    assert "config.json" in error and "runs/demo/dr_grpo.log" in error and "One test question" not in said
-    assert (tmp_path / "runs/demo-ril-0/lock").read_text() == ""  # it has ended, and said so
+STAND_IN = """
+import os, signal, sys
+with open(f"pid-{sys.argv[2]}", "w") as file:
+    file.write(str(os.getpid()))
+print("  validation after 0 steps: 0.5 greedy, 0.5 sampled", flush=True)
+if "dr_grpo" in sys.argv[2]:
+    FIRST
+signal.pause()
+"""
 
 
-def test_a_stop_ends_both_runs(tmp_path):
-    process = start(tmp_path, *FEW.replace("--steps 2", "--steps 5000").split())
-    for line in process.stdout:
-        if line.startswith("dr_grpo |  validation after 0"):
-            break
-    process.send_signal(signal.SIGTERM)
-    said, error = process.communicate()
-    assert process.returncode == 130 and error == "stopped; the same command goes on from here\n"
-    assert [(tmp_path / f"runs/demo-{m}-0/lock").read_text() for m in ("dr_grpo", "ril")] == ["", ""]
+def end_of(first: str, tmp_path, monkeypatch) -> BaseException:
+    """How the demo's runs end where the first does this, and the second would never end; both must be gone then."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    (tmp_path / "train.py").write_text(STAND_IN.replace("FIRST", first))
+    monkeypatch.setattr(demo, "TRAIN", tmp_path / "train.py")
+    monkeypatch.setattr(demo, "cores", lambda: 2)
+    with pytest.raises((UserError, KeyboardInterrupt)) as caught:
+        demo.run_both({m: ["--name", m, "--algo", m] for m in demo.METHODS})
+    for file in tmp_path.glob("pid-*"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
+    return caught.value
+
+
+def test_a_run_that_fails_ends_the_demo_and_the_other_run_with_one_line(tmp_path, monkeypatch):
+    error = end_of("sys.exit('error: disk full; make room')", tmp_path, monkeypatch)
+    log = Path("runs/demo/dr_grpo.log")
+    assert str(error) == f"Dr.GRPO ended with code 1: error: disk full; make room ({log})"
+    assert log.read_text().startswith("  validation after 0 steps")
+
+
+def test_a_stop_ends_both_runs(tmp_path, monkeypatch):
+    error = end_of("os.kill(os.getppid(), signal.SIGINT)", tmp_path, monkeypatch)
+    assert isinstance(error, KeyboardInterrupt)
 
 
 @pytest.mark.parametrize("flag", ["--name", "--algo=sft", "--evaluated", "--stage"])
