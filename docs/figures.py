@@ -22,6 +22,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from engine.attention import Branches
+from engine.files import write
 from engine.loading import load
 from engine.report import loop_rows
 from model import Batch, pack
@@ -206,7 +207,7 @@ def numbers_of_runs() -> dict:
     out = {}
     for name in RUNS:
         run = Path("runs") / f"figure-{name}"
-        made, rows = json.loads((run / "config.json").read_text()), loop_rows(run)
+        made, rows = json.loads((run / "config.json").read_text(encoding="utf-8")), loop_rows(run)
         out[name] = dict(command=made["command"], seed=made["settings"]["seed"], commit=made["commit"])
         out[name] |= {metric: [round(row[metric], 4) for row in rows] for metric in LINES}
     return out
@@ -216,7 +217,9 @@ def curves(path: Path) -> None:
     """Three runs: similarity and answer reward of the student and D's accuracy over the steps."""
     figure, axes = sheet(9, 3.9, 3, sharey=True)
     figure.subplots_adjust(0.05, 0.36, 0.99, 0.92, wspace=0.1)
-    for axis, (name, run) in zip(axes, json.loads((HERE / "curves.json").read_text()).items(), strict=True):
+    for axis, (name, run) in zip(
+        axes, json.loads((HERE / "curves.json").read_text(encoding="utf-8")).items(), strict=True
+    ):
         for metric, (label, color, line) in LINES.items():
             axis.plot(range(1, len(run[metric]) + 1), smoothed(run[metric]), line, color=color, lw=1.8, label=label)
         title, says = RUNS[name]
@@ -234,9 +237,8 @@ FIGURES = dict(players=players, packed=packed, board=board, curves=curves)
 def main(argv: list[str], into: Path = HERE) -> None:
     """Draw every figure; --runs: take the numbers of `curves` from the runs first."""
     if "--runs" in argv:
-        (HERE / "curves.json").write_text(
-            json.dumps(numbers_of_runs(), separators=(", ", ": ")).replace("}, ", "},\n") + "\n"
-        )
+        numbers = json.dumps(numbers_of_runs(), separators=(", ", ": ")).replace("}, ", "},\n")
+        write(HERE / "curves.json", numbers + "\n")
     for name, draw in FIGURES.items():
         draw(into / f"{name}.png")
 

@@ -56,7 +56,7 @@ class Child:
 
     def read(self) -> None:
         """Until the run ends: every line into the log, those that matter to a reader onto the screen."""
-        with self.log.open("w", encoding="utf-8") as log:
+        with self.log.open("w", encoding="utf-8", newline="\n") as log:
             for line in self.process.stdout:
                 log.write(line)
                 log.flush()
@@ -176,7 +176,7 @@ def table(players: dict[str, dict]) -> str:
 
 def five_seeds() -> str:
     """What the same setting gave over five seeds, from results/weak_judge.json."""
-    rows = json.loads((Path(__file__).parent / "weak_judge.json").read_text())["rows"]
+    rows = json.loads((Path(__file__).parent / "weak_judge.json").read_text(encoding="utf-8"))["rows"]
     means = ", ".join(f"{label} {rows[cell]['sampled']['mean']:.3f}" for label, cell in CONTROLS.items())
     return (
         f"One seed is an anecdote. The same over five seeds, sampled (results/weak_judge.md): {means}. "
@@ -242,7 +242,7 @@ def show(cfg: Config, into: Path) -> None:
 
     rows, curves, _ = read_runs("demo", list(METHODS), [cfg.seed], ("similarity", "answer"))
     runs = {method: Path("runs") / f"demo-{method}-{cfg.seed}" for method in METHODS}
-    summaries = {method: json.loads((run / "summary.json").read_text()) for method, run in runs.items()}
+    summaries = {method: json.loads((run / "summary.json").read_text(encoding="utf-8")) for method, run in runs.items()}
     answers = {method: [row for _, row in read_jsonl(run / "answers.jsonl", torn=[])] for method, run in runs.items()}
     test = split(cfg)["test"]
     question = next((q for q in test if q.meta.get("kind", "").startswith("hop")), test[0])

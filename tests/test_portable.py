@@ -48,7 +48,7 @@ def test_text_files_are_utf_8_with_plain_line_ends_on_every_system():
         4,
     ]
     assert unnamed("open(p, 'rb')\np.read_text(encoding='utf-8')\nopen(p, 'w', encoding='utf-8', newline='\\n')") == []
-    files = [*OURS, *RESULTS]
+    files = [*OURS, *RESULTS, HOME / "docs/figures.py"]
     assert len(files) > 50 and {f.name: x for f in files if (x := unnamed(f.read_text(encoding="utf-8")))} == {}
 
 
