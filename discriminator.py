@@ -5,8 +5,8 @@ token of a fixed template (paper, section 3.1 and appendix). The sign is in the 
 student wrote this", so the similarity reward "reads like a teacher" is 1[student_logit < 0] = 1[D(q, o) < 0.5].
 
 Each response is read as clean text between tags, whoever wrote it: control tokens, end token and surrounding white
-space are removed from both, and the text is tokenised afresh. So neither truncation, nor the end token, nor an unusual
-tokenisation gives the source away, and the same text gets the same score from either side (tested).
+space are removed from both, and the text is tokenised afresh. So neither the end token nor an unusual tokenisation
+gives the source away, and the same text gets the same score from either side (tested).
 
 The template's shared beginning is read once: all responses of a pass lie in one packed row behind it, or, where D reads
 the question or the picture too, all responses to a question.

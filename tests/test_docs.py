@@ -95,8 +95,8 @@ def test_functions_that_pages_name_exist():
     assert count > 30
 
 
-def test_metrics_on_the_page_are_those_that_a_run_logs(trained):
-    logged = {name for row in metrics(trained) if row["stage"] == "ril" for name in row} - {"stage", "step"}
+def test_metrics_on_the_page_are_those_that_a_run_logs(straight):
+    logged = {name for row in metrics(straight) if row["stage"] == "ril" for name in row} - {"stage", "step"}
     assert logged <= set(re.findall(r"\w+", TEXT["docs/metrics.md"])), logged
 
 
