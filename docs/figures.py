@@ -34,10 +34,13 @@ PAPER, INK = "#fbfbf8", "#222222"  # an opaque light ground, so that a dark page
 STUDENT, TEACHER, D, JUDGE = METHOD_COLORS["ril"], METHOD_COLORS["teacher"], "#aa4499", "#8c564b"
 RUNS = {  # name: (title, what it shows)
     "healthy": ("healthy", "Similarity climbs while D's accuracy\nfalls towards 0.5."),
-    "slow": ("D wins: slow student, --lr 5e-6", "The student learns 20 times slower: D\nstays right, hardly any text is rewarded."),
+    "slow": (
+        "D wins: slow student, --lr 5e-6",
+        "The student learns 20 times slower: D\nstays right, hardly any text is rewarded.",
+    ),
     "gives-up": (
         "D gives up: --d-steps 0 --d-lr 1e-6",
-        "D never learned: its accuracy sinks below\n0.5, and similarity means nothing.",
+        "D never learned: its accuracy falls below\n0.5, its verdict is the wrong way round.",
     ),
 }
 LINES = {  # metric: (its name in the picture, colour, line)
