@@ -57,7 +57,8 @@ def run_command(main) -> None:
     One of several processes that fails leaves at once: saying goodbye to the others (NCCL does) would wait for them,
     and they wait for this one. torchrun ends them when it is gone.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter shows its number (Windows)
+    if hasattr(sys.stdout, "reconfigure"):  # a console that lacks a letter shows its number (Windows)
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()

@@ -60,6 +60,7 @@ METHOD_COLORS = {
     "constant": "#8c564b",
     "grpo": "#d6c41c",
     "no-D": "#d55e00",
+    "D-alone": "#56b4e9",
     "in-D-only": "#56b4e9",
     "teacher-in-D-only": "#56b4e9",
     "sft": "#e78ac3",
@@ -242,14 +243,14 @@ def study_table(study: dict) -> str:
 
 
 def styles_of(labels) -> dict[str, dict]:
-    """{row: its colour and line}: the colour is its method's; further rows of one method differ in their lines."""
+    """{row: its colour and line}: the colour is its method's; further rows of it differ in line, then get paler."""
     out, rows_of = {}, {}
     for label in labels:
         fitting = [m for m in METHOD_COLORS if label.replace("warm-start", "warm start").startswith(m)]
         method = max(fitting, key=len, default="")
         n = rows_of[method] = rows_of.get(method, -1) + 1
-        color, line = (METHOD_COLORS[method], LINES[n % 4]) if method else (OTHERS[n % 6], "-")
-        out[label] = dict(color=color, ls=line)
+        color, turn = (METHOD_COLORS[method], n) if method else (OTHERS[n % 6], n // 6)
+        out[label] = dict(color=color, ls=LINES[turn % 4], alpha=0.6 ** (turn // 4))
     return out
 
 

@@ -1,15 +1,16 @@
 """make demo: Dr.GRPO and RIL from one warm start, where three of four training questions have no answer key.
 
     python -m results.demo                  # both runs, one process a core; then one question, a table and a picture
-    python -m results.demo --steps 120      # any flag of train.py goes to both runs
+    python -m results.demo --seed 1         # any flag of train.py goes to both runs; other settings: --no-resume
 
-What they print goes to runs/demo/METHOD.log, the results to runs/demo; runs that are there go on from their last
-checkpoint, finished ones are shown again. results/weak_judge.sh has this setting over five seeds.
+What they print goes to runs/demo-SEED/METHOD.log, the results to runs/demo-SEED. Runs that are there go on from their
+last checkpoint, finished ones are shown again. results/weak_judge.sh has this setting over five seeds.
 """
 
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -41,13 +42,18 @@ TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 EVERY = 10  # seconds between two lines of progress
 
 
+def folder_of(cfg: Config) -> Path:
+    """Where the demo's results lie."""
+    return Path(f"runs/demo-{cfg.seed}")
+
+
 # ------------------------------------------------------------------------------------------------ the two runs
 class Child:
     """A run of train.py in a process of its own. A thread copies its output into a log and notes when lines came."""
 
     def __init__(self, method: str, argv: list[str], cfg: Config):
         self.method, self.cfg, self.came = method, cfg, []  # came: (seconds, line)
-        self.log = Path("runs/demo") / f"{method}.log"
+        self.log = folder_of(cfg) / f"{method}.log"
         env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
         how = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace")
         self.process = subprocess.Popen([sys.executable, str(TRAIN), *argv], env=env, **how)
@@ -115,7 +121,7 @@ def cores() -> int:
 def run_both(commands: dict[str, list[str]]) -> None:
     """Train every method, side by side where there are cores; progress every ten seconds. UserError: a run failed.
 
-    However this ends, no run is left behind: they write a checkpoint and end.
+    However this ends, no run is left behind: they get 20 seconds to write a checkpoint.
     """
     waiting, running, begin = list(commands), [], time.monotonic()
     shown = begin
@@ -138,7 +144,7 @@ def run_both(commands: dict[str, list[str]]) -> None:
             child.check()
     finally:
         for child in running:
-            if child.process.poll() is None:
+            if child.process.poll() is None and os.name == "posix":  # elsewhere this would end it at once
                 child.process.terminate()
         for child in running:
             try:
@@ -235,8 +241,8 @@ def draw(path: Path, players: dict[str, dict], curves: dict[str, dict], cfg: Con
     plt.close(figure)
 
 
-def show(cfg: Config, into: Path) -> None:
-    """Print the example and the table; INTO/demo.json, demo.md and demo.png hold the same."""
+def show(cfg: Config, flags: list[str]) -> None:
+    """Print the example and the table; demo.json, demo.md and demo.png hold the same. flags: the user's."""
     from engine.run import split
     from results.collect import read_runs
 
@@ -253,13 +259,18 @@ def show(cfg: Config, into: Path) -> None:
         names = ("sampled", "sampled_interval", "greedy", "greedy_interval", "looks", "tokens")
         players[player] = {n: summaries[method][f"{n}_{who}"] for n in names if f"{n}_{who}" in summaries[method]}
         (said[player],) = (r for r in answers[method] if (r["who"], r["question"]) == (who, question.id))
-    texts = [example(question, said), table(players), caption(cfg), five_seeds()]
+        if "text" not in said[player]:
+            raise UserError(f"{runs[method]} is of an older version of this repository: add --no-resume")
+    texts = [example(question, said), table(players), caption(cfg)]
+    if set(flags) <= {"--seed", "--no-resume", str(cfg.seed)}:
+        texts.append(five_seeds())
     for text in texts:
         print("\n" + (text if "\n" in text else textwrap.fill(text, 110)))
-    command = "python -m results.demo"
+    command = shlex.join(["python", "-m", "results.demo", *flags])
+    into = folder_of(cfg)
     result = dict(study="demo", command=command, missing=[], rows=rows, players=players, example=said)
     write(into / "demo.json", json.dumps(result, indent=1) + "\n")
-    commit = rows["ril"]["commit"]
+    commit = " and ".join(dict.fromkeys(row["commit"] for row in rows.values()))
     made = f"Made by `{command}` at commit {commit}: seed {cfg.seed}, {cfg.steps} steps, {len(test)} test questions."
     blocks = [f"```\n{text}\n```" if "\n" in text else textwrap.fill(text, 130) for text in texts]
     write(into / "demo.md", "\n\n".join(["# demo", made, *blocks]) + "\n")
@@ -280,13 +291,13 @@ def main(argv: list[str] | None = None) -> None:
     cfg = parse(flags)
     commands = {m: ["--name", f"demo-{m}-{cfg.seed}", *flags, *OWN[m].split()] for m in METHODS}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs, as Ctrl-C does
-    into = Path("runs/demo")
+    into = folder_of(cfg)
     into.mkdir(parents=True, exist_ok=True)
     print(f"Dr.GRPO and RIL from the same warm start, {cfg.steps} steps; {cfg.judged:.0%} of the training questions")
     print("have an answer key. Without flags this takes about 80 s on two quiet cores.")
     print(f"All that the two print: {into}/dr_grpo.log and ril.log", flush=True)
     run_both(commands)
-    show(cfg, into)
+    show(cfg, argv)
 
 
 if __name__ == "__main__":

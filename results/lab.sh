@@ -7,6 +7,8 @@ AGAINST=ril PANELS=similarity,answer,d_accuracy
 SHARED="--judged 0.25 $SHARED"
 NOTE="A row beside ril is this commit with docs/solutions/ROW.patch applied (d-high, d-low: d.patch), hence -dirty."
 
+[ -n "${STORED:-}" ] || git diff --quiet HEAD -- "*.py" || { echo "error: commit your changes first: ril would run them, the solutions not" >&2; exit 2; }
+
 solved() {  # ROW PATCH FLAGS...: a cell whose runs take the code of this commit with that patch
   TREE=runs/lab-trees/$2
   if [ -z "${STORED:-}" ]; then

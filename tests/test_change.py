@@ -1,6 +1,7 @@
 """docs/change.md: its diffs apply to the code as it is, and what they add runs."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -24,8 +25,9 @@ def changed(tmp_path_factory):
     for x in (*HOME.glob("*.py"), *(HOME / name for name in ("engine", "tiny", "tools"))):
         (shutil.copytree if x.is_dir() else shutil.copy)(x, copy / x.name)
     (copy / "results").symlink_to(HOME / "results")
+    no_repository = dict(os.environ, GIT_CEILING_DIRECTORIES=str(copy.parent))  # else a repository around it is meant
     for diff in DIFFS:
-        subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=copy, check=True)
+        subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=copy, check=True, env=no_repository)
     return copy
 
 

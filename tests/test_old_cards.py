@@ -63,6 +63,7 @@ def test_a_run_goes_on_on_the_same_card_only(card, tmp_path):
 
 def test_a_cpu_is_not_asked_for_bf16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", None)
+    monkeypatch.setattr(running, "device_of", lambda cfg: "cpu")
     assert not has_bf16("cpu")
     cfg = config.parse(REAL)
     running.set_up(cfg)
