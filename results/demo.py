@@ -53,7 +53,7 @@ class Child:
 
     def __init__(self, method: str, argv: list[str], cfg: Config):
         self.method, self.cfg, self.came = method, cfg, []  # came: (seconds, line)
-        self.log = folder_of(cfg) / f"{method}.log"
+        self.log = (folder_of(cfg) / f"{method}.log").resolve()
         env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
         how = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace")
         self.process = subprocess.Popen([sys.executable, str(TRAIN), *argv], env=env, **how)
@@ -123,10 +123,14 @@ def run_both(commands: dict[str, list[str]]) -> None:
 
     However this ends, no run is left behind: they get 20 seconds to write a checkpoint.
     """
-    waiting, running, begin = list(commands), [], time.monotonic()
+    waiting, running, stop, begin = list(commands), [], [], time.monotonic()
     shown = begin
+    # only noted, and acted upon below: a stop between a run's start and its place in the list would leave it behind
+    before = {number: signal.signal(number, lambda *_: stop.append(1)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         while waiting or any(child.process.poll() is None for child in running):
+            if stop:
+                raise KeyboardInterrupt
             for child in running:
                 child.check()
             if waiting and sum(child.process.poll() is None for child in running) < cores():
@@ -146,6 +150,8 @@ def run_both(commands: dict[str, list[str]]) -> None:
         for child in running:
             if child.process.poll() is None and os.name == "posix":  # elsewhere this would end it at once
                 child.process.terminate()
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for child in running:
             try:
                 child.process.wait(20)
@@ -290,7 +296,6 @@ def main(argv: list[str] | None = None) -> None:
     flags = [*SHARED.split(), *argv]
     cfg = parse(flags)
     commands = {m: ["--name", f"demo-{m}-{cfg.seed}", *flags, *OWN[m].split()] for m in METHODS}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs, as Ctrl-C does
     into = folder_of(cfg)
     into.mkdir(parents=True, exist_ok=True)
     print(f"Dr.GRPO and RIL from the same warm start, {cfg.steps} steps; {cfg.judged:.0%} of the training questions")

@@ -81,7 +81,7 @@ def end_of(first: str, tmp_path, monkeypatch) -> BaseException:
 
 def test_a_run_that_fails_ends_the_demo_and_the_other_run_with_one_line(tmp_path, monkeypatch):
     error = end_of("sys.exit('error: disk full; make room')", tmp_path, monkeypatch)
-    log = Path("runs/demo-0/dr_grpo.log")
+    log = Path("runs/demo-0/dr_grpo.log").resolve()
     assert str(error) == f"Dr.GRPO ended with code 1: error: disk full; make room ({log})"
     assert log.read_text().startswith("  validation after 0 steps")
 
