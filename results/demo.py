@@ -234,7 +234,7 @@ def draw(path: Path, players: dict[str, dict], curves: dict[str, dict], cfg: Con
             label = METHODS[method] + ("" if has else ": has no D")
             axis.plot(steps, smoothed(of[key]), lw=2, color=METHOD_COLORS[method], label=label)
         axis.set(xlabel="step", ylabel="share of the student's responses", ylim=(0, 1.05))
-    axes[2].axhline(cfg.judged, ls=":", color="0.4", label="about the most: all with a key are right")
+    axes[2].axhline(cfg.judged, ls=":", color="0.4", label="about the most possible")
     axes[1].set_title("Similarity reward (D says: a teacher's)")
     axes[2].set_title("Answer reward (the judge says: right)")
     for axis in axes[1:]:
