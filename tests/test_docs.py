@@ -59,7 +59,7 @@ def test_commands_and_flags_that_pages_name_exist():
 
 def test_links_and_paths_of_pages_exist():
     for page, text in TEXT.items():
-        assert "@@" not in text, page
+        assert not re.search(r"@@[A-Z]+@@|<!-- numbers", text), page  # places that are still to be filled
         for path, part in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
             target = (HOME / page).parent / path if path else HOME / page
             assert target.exists(), (page, path)
