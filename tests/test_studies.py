@@ -51,7 +51,10 @@ def test_rows_are_compared_with_the_nearest_baseline_above():
     )
 
 
-@pytest.mark.parametrize("name", ["main", "weak_judge", "trap", "discriminator", "headroom", "controls", "stability"])
+@pytest.mark.parametrize(
+    "name",
+    ["main", "weak_judge", "trap", "discriminator", "headroom", "controls", "stability", "taught", "noisy", "rest"],
+)
 def test_a_studys_table_is_what_the_collector_makes_of_its_numbers(name, tmp_path):
     home = HOME / "results"
     for ending in ("json", "md"):
