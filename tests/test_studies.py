@@ -53,7 +53,19 @@ def test_rows_are_compared_with_the_nearest_baseline_above():
 
 @pytest.mark.parametrize(
     "name",
-    ["main", "weak_judge", "trap", "discriminator", "headroom", "controls", "stability", "taught", "noisy", "rest"],
+    [
+        "main",
+        "weak_judge",
+        "trap",
+        "discriminator",
+        "headroom",
+        "controls",
+        "stability",
+        "taught",
+        "noisy",
+        "rest",
+        "lab",
+    ],
 )
 def test_a_studys_table_is_what_the_collector_makes_of_its_numbers(name, tmp_path):
     home = HOME / "results"
