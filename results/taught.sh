@@ -2,7 +2,7 @@
 # Teacher text for few questions: 8, 32, 128 of 512, or all; each seed has its own warm start and its own draw of the questions.
 # Rows end in the share of questions with an answer key: j0, j25, j100. "same" has as many updates in all as RIL, "twice" twice as many;
 # both begin where a row above ends (on more than ten cores: run the study again for those that came too soon). Distillation asks no judge, so j25 stands for j100 too. Rows of 32, warm start and Dr.GRPO are
-# asked with blank pictures besides. Both losses of D, the gate and a full key are tried with 8 questions alone: 170 runs in all.
+# asked with blank pictures besides. Both losses of D, the gate and a full key are tried with 8 questions alone: 165 runs in all.
 source "$(dirname "$0")/study.sh"
 study taught "0 1 2 3 4"
 PANELS=similarity,d_accuracy AGAINST=distill-half-8,distill-8-j0,distill-8-j25,distill-32-j25,distill-128-j25,distill-512-j25

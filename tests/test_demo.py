@@ -23,7 +23,7 @@ def start(tmp_path: Path, *flags: str) -> subprocess.Popen:
 
 
 def test_the_demo_trains_both_methods_and_shows_what_came_out(tmp_path):
-    said, error = (process := start(tmp_path, *FEW.split())).communicate()
+    said, error = (process := start(tmp_path, *FEW.split())).communicate(timeout=900)
     assert process.returncode == 0, error
     assert "ril     |  validation after 2 steps: " in said and "dr_grpo |  validation after 2 steps: " in said
     first = next(q for q in world_questions("test", 24) if q.meta["kind"].startswith("hop"))
@@ -46,7 +46,7 @@ def test_the_demo_trains_both_methods_and_shows_what_came_out(tmp_path):
     assert (into / "demo.png").stat().st_size > 20_000 and "anecdote" not in said  # other flags than the study's
     assert "results.demo --steps 2" in (into / "demo.md").read_text()
     assert "  2/2  sim " in (into / "ril.log").read_text()
-    again = start(tmp_path, *FEW.split()).communicate()[0]  # nothing is trained twice
+    again = start(tmp_path, *FEW.split()).communicate(timeout=900)[0]  # nothing is trained twice
     assert "validation after" not in again and again[again.index("One test") :] == said[said.index("One test") :]
 
 
